@@ -50,7 +50,7 @@ _NUM_STEPS = 1000
 
 
 class Ours:
-    """Steps as `align.training.loop` makes them: gradients, update, and values that are read one step later."""
+    """Steps as `align.training.train` makes them: gradients, update, and values that are read now and then."""
 
     def __init__(
         self, model: DualEncoder, tokenizer: TextTokenizer, recipe: PretrainConfig, device: torch.device
@@ -64,7 +64,7 @@ class Ours:
         """One step on a batch that lies on the host."""
         model, optimiser = self.state.model, self.state.optimiser
         optimiser.set_learning_rate(1e-4)
-        loss = compute_gradients(model, self.recipe, self._ranks, self._tokenizer, batch).loss
+        loss = compute_gradients(model, self.recipe, self._ranks, batch).loss
         optimiser.step()
         if self._earlier is not None:
             self._earlier.item()

@@ -14,7 +14,7 @@ from align.config.params import Section, Strict
 from align.config.paths import PathField
 from align.errors import ConfigError
 
-#: Measures of training on the val split, for which more is better (`align.training.health`).
+#: Measures of training on the val split, for which more is better (`align.training.validation`).
 _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
 #: The same on an evaluation set (`align.pipeline.validation`): its name, and the measure.
 VALIDATED_ON = re.compile(

@@ -39,7 +39,7 @@ _PICTURES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class SetValidation:
-    """See `align.training.loop.Validation`. Each rank reads the sets itself.
+    """See `align.training.validation.Validation`. Each rank reads the sets itself.
 
     Attributes:
         names: of the sets.
@@ -64,13 +64,13 @@ class SetValidation:
             )
         return [replace(found[name], asked=None) for name in self.names]  # asked: what a suite wants beside this
 
-    def __call__(self, model: DualEncoder, tokenizer: TextTokenizer, ranks: Ranks, spread: bool) -> MetricRow:
+    def __call__(self, model: DualEncoder, tokenizer: TextTokenizer, ranks: Ranks) -> MetricRow:
         """The figures with their 95 % intervals."""
         was_training, metrics = model.training, MetricRow()
         how: dict[str, Any] = {"num_resamples": self.config.num_resamples, "seed": self.config.seed}
         for one in self.sets:
             towers = _SharedTowers(Embedder(model, tokenizer, self.config.image_px))
-            towers.share(one, ranks if spread else Ranks(0, 1, ranks.device))
+            towers.share(one, ranks)
             positions = replace(one, pictures=lambda wanted: (str(position).encode() for position in wanted))
             for name, score in _MEASURES[one.kind](positions, towers, **how).scores.items():
                 metric = f"val/{one.name}/{name}"

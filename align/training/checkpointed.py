@@ -15,12 +15,12 @@ from align.model.dual_encoder import DualEncoder
 from align.training import finetune, pretrain
 from align.training.batches.index import SplitIndex
 from align.training.batches.samples import SplitSamples
-from align.training.loop import refresh_statistics
 from align.training.ranks.process_group import Ranks
-from align.training.run import new_model, require_best, sources
 from align.training.stage import plan_of, save_trained
+from align.training.train import new_model, require_best
+from align.training.validation import refresh_statistics
 
-_STAGES = {"pretrain": pretrain.trains, "finetune": finetune.trains}
+_STAGES = {"pretrain": pretrain.work_of, "finetune": finetune.work_of}
 
 
 def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
@@ -56,7 +56,7 @@ def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
     model.load_state_dict(saved["model"])
     say(f"{stage}: the model of {run.directory} after step {step:,}")
     if not any(row["step"] == step and any(name.startswith("val/") for name in row) for row in saved["rows"]):
-        _refresh(model, sources(plan).train)  # batch-norm's statistics in it are of an earlier step
+        _refresh(model, plan.sources().train)  # batch-norm's statistics in it are of an earlier step
     ends = step == plan.recipe.num_steps and plan.recipe.export != "best"
     choice = "best" if which == "best" else "last" if ends else "by hand"
     save_trained(plan, model, step, choice, folder)
@@ -78,4 +78,4 @@ def estimate_from_shards(model: DualEncoder, shards: Path, tars: Tars | None) ->
 def _refresh(model: DualEncoder, samples: SplitSamples) -> None:
     """Sets batch-norm's statistics as a validation now would."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    refresh_statistics(model.to(device).train(), samples, Ranks(0, 1, device), spread=False)
+    refresh_statistics(model.to(device).train(), samples, Ranks(0, 1, device))

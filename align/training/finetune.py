@@ -24,8 +24,9 @@ from align.display.console import say
 from align.durable.files import require_apart
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.model_folder import read_config, tokenizer_of
-from align.training.run_plan import TrainingInputs, Trains
-from align.training.stage import train_from_params
+from align.training.given_tars import on_given
+from align.training.plan import TrainingInputs, Work
+from align.training.stage import plan_of, train_stage
 
 _OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale", "image_weights", "text_weights")
 
@@ -37,14 +38,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
     require_apart(paths.finetuned, start)
     _refuse_ignored(chosen_values(params, args.typed), read_start(start), start)
     say(f"finetune: from {start}")
-    train_from_params(params, args, trains(params), out=paths.finetuned)
+    plan = plan_of(params, on_given(params, work_of(params), args.data), args)
+    train_stage(plan, out=paths.finetuned, reports=paths.reports / FinetuneConfig.section, runtime=paths.runtime)
 
 
-def trains(params: Params) -> Trains:
+def work_of(params: Params) -> Work:
     """What the stage trains. Raises AlignError as `read_start`."""
     config, paths = params.section(FinetuneConfig), params.section(PathsConfig)
     start = paths.moved(config.start)
-    return config, read_start(start), TrainingInputs(paths.shards, tokenizer_of(start), start)
+    return Work(config, read_start(start), TrainingInputs(paths.shards, tokenizer_of(start), start))
 
 
 def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) -> None:

@@ -39,7 +39,7 @@ from align.interfaces.executor import Step
 from align.project import provenance
 from align.services.executors.executors import LocalExecutor
 from align.services.files.files import StoreFiles
-from align.training.run_plan import Trains
+from align.training.plan import Work
 
 #: Of given tars.
 _SPLITS = formats.SPLITS[:2]
@@ -66,18 +66,18 @@ def given_data(params: Params, specs: Sequence[str], stage: str) -> list[tuple[P
     return found
 
 
-def on_given(params: Params, trains: Trains, specs: Sequence[str]) -> Trains:
+def on_given(params: Params, work: Work, specs: Sequence[str]) -> Work:
     """What a stage trains with given tars, if there are any, in place of data/shards. Raises as `given_data`.
 
     The first source has weight 1 and the validation split; the others come before the recipe's own `extra_shards`.
     """
-    recipe, model, inputs = trains
     if not specs:
-        return trains
+        return work
+    recipe = work.recipe
     (main, _, unit), *others = given_data(params, specs, recipe.section)
     extra = [ExtraShards(path=folder, digest=one.digest, weight=weight / unit) for folder, one, weight in others]
     recipe = recipe.model_copy(update={"extra_shards": (*extra, *recipe.extra_shards)})
-    return recipe, model, replace(inputs, shards=main)
+    return replace(work, recipe=recipe, inputs=replace(work.inputs, shards=main))
 
 
 def given_texts(folder: Path, files: StoreFiles) -> Iterator[list[str]]:

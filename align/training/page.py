@@ -19,9 +19,9 @@ from align.durable.files import write_bytes, write_text
 from align.pairs.text import mask_personal_data
 from align.statistics.chance import chance
 from align.training.batches.samples import SplitSamples
-from align.training.health import MAX_IMAGES, RECALL_AT
-from align.training.run import Trained
 from align.training.state import Found, MetricRow
+from align.training.train import Trained
+from align.training.validation import MAX_IMAGES, RECALL_AT
 
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 #: Title of a panel -> metric -> name of its line.

@@ -1,114 +1,146 @@
-"""Speed and use of devices: they vary from run to run, so no report holds them."""
+"""What people see of a run while it trains: lines, warnings, and metrics in MLflow.
+
+Speed and use of devices vary from run to run, so no report holds them.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from align.config.infrastructure import HealthConfig
 from align.config.model import ModelConfig
-from align.config.recipe import Recipe
 from align.display.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
-from align.model.tokenizer import TextTokenizer
-from align.training.batches.batch import Batch, Tokens
+from align.training.batches.batch import Batch
+from align.training.batches.loader import TrainLoader
+from align.training.health import Health
+from align.training.plan import TrainingPlan
+from align.training.ranks.process_group import Ranks
+from align.training.state import MetricRow, State, StepValues, learning_rate_at
+from align.training.validation import possible_rank
 
 
-class Progress:
-    """Measures speed and prints a line every few seconds: step, loss, temperature, rate, pairs/s, time left."""
-
-    def __init__(self, recipe: Recipe, first_step: int) -> None:
-        self._recipe, self._first, self._last = recipe, first_step, first_step
-        self._start = self._shown = time.monotonic()
-        self._paused = 0.0
-
-    def show(self, step: int, loss: float, temperature: float, rate: float) -> None:
-        """Counts a step, and prints a line if the last one is some seconds old."""
-        self._last = step
-        now = time.monotonic()
-        if now - self._shown < PROGRESS_INTERVAL_S and step != self._recipe.num_steps:
-            return
-        self._shown = now
-        speed = self.pairs_per_s()
-        left = (self._recipe.num_steps - step) * self._recipe.batch_size / speed if speed else 0.0
-        say(
-            f"{self._recipe.section}: step {step:,} of {self._recipe.num_steps:,}, loss {loss:.3f}, temperature "
-            f"{temperature:.4f}, learning rate {rate:.2e}, {speed:,.0f} pairs/s, {left:,.0f} s left",
-            done=step, total=self._recipe.num_steps, per_s=speed / self._recipe.batch_size,
-        )  # fmt: skip
-
-    @property
-    def spent_s(self) -> float:
-        """Seconds of training without validation and checkpoints."""
-        return time.monotonic() - self._start - self._paused
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds since the start, with validation and checkpoints."""
-        return time.monotonic() - self._start
-
-    def pairs_per_s(self) -> float:
-        """Pairs per second, without the time of validation and checkpoints."""
-        spent = self.spent_s
-        return (self._last - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes the time of the block."""
-        start = time.monotonic()
-        yield
-        self._paused += time.monotonic() - start
-
-
-class Usage:
-    """A run's use of its devices.
+class Watch:
+    """Shows a run: a line every few seconds, warnings, and a row of metrics now and then. Only the leading rank speaks.
 
     MFU is the share of the devices' peak that goes into the model: operations of one forward and one backward pass, of
     a locked tower forward only. Padding, and what is computed again to save memory (`micro_batch`,
     `gradient_checkpointing`), are no part of it.
 
     Args:
-        health: peak and price of one device.
-        model: its operations are counted once.
-        num_devices: of the run.
-        device: of this rank.
+        plan: the run.
+        ranks: this one among its peers.
+        state: of the run; rows of metrics are added to it.
+        loader: of its batches.
     """
 
-    def __init__(self, health: HealthConfig, model: DualEncoder, num_devices: int, device: torch.device) -> None:
-        self._health, self._num_devices, self._device = health, num_devices, device
-        self._config, self._vocab_size = model.config, model.vocab_size
-        # a backward pass costs as much as two forward passes
-        self._passes_image, self._passes_text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
+    def __init__(self, plan: TrainingPlan, ranks: Ranks, state: State, loader: TrainLoader) -> None:
+        self._plan, self._ranks, self._state, self._loader = plan, ranks, state, loader
+        self._recipe, self._device = plan.recipe, plan.monitoring.health
+        learns = plan.recipe.learn_temperature
+        self._health = Health(plan.recipe.section, learns_temperature=learns) if self._device else None
+        self._first = state.step
+        self._start = self._shown = time.monotonic()
+        self._paused_s, self._temperature = 0.0, 0.0
+        self._tokens: list[int] = []
         self._operations: Operations | None = None
 
-    def metrics(self, progress: Progress, tokenizer: TextTokenizer, batch: Batch) -> dict[str, float]:
-        """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
+    def live(self) -> AbstractContextManager[Any]:
+        """A block at whose end the live log has sent everything."""
+        log = self._plan.monitoring.log
+        return log if self._ranks.leads and isinstance(log, AbstractContextManager) else nullcontext()
+
+    def step(self, batch: Batch) -> None:
+        """Prints a line if the last one is some seconds old; for its values the host waits."""
+        if batch.tokens is not None:
+            self._tokens = batch.tokens.lengths.tolist()
+        step, recipe, now = self._state.step, self._recipe, time.monotonic()
+        if not self._ranks.leads or (now - self._shown < PROGRESS_INTERVAL_S and step != recipe.num_steps):
+            return
+        self._shown = now
+        loss, _, _, temperature = self._state.unread[-1].tolist()
+        speed = self.pairs_per_s()
+        left = (recipe.num_steps - step) * recipe.batch_size / speed if speed else 0.0
+        say(
+            f"{recipe.section}: step {step:,} of {recipe.num_steps:,}, loss {loss:.3f}, temperature {temperature:.4f}, "
+            f"learning rate {learning_rate_at(step - 1, recipe):.2e}, {speed:,.0f} pairs/s, {left:,.0f} s left",
+            done=step, total=recipe.num_steps, per_s=speed / recipe.batch_size,
+        )  # fmt: skip
+
+    def read(self, values: Sequence[StepValues]) -> None:
+        """Takes the values of the steps since the last time."""
+        self._temperature = values[-1].temperature
+        if self._ranks.leads and self._health is not None:
+            for one in values:
+                if math.isfinite(one.norm):  # or the step was left out
+                    self._health.step(one.step, temperature=one.temperature, gradient_norm=one.norm)
+
+    def row(self, means: MetricRow, measured: MetricRow) -> None:
+        """Adds a row of metrics to the state, and sends it to the log with what varies from run to run.
 
         Args:
-            progress: of the run.
-            tokenizer: of the texts.
-            batch: whose texts are an example of all.
+            means: of the steps since the last row; empty: no row is due.
+            measured: by a validation; empty: there was none.
         """
-        speed = progress.pairs_per_s()
-        hours = progress.wall_s * self._num_devices / 3600
-        metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
-        if self._health.device_tflops is not None:
-            self._operations = operations = self._operations or count_operations(self._config, self._vocab_size)
-            tokens = batch.tokens or Tokens.of(tokenizer.ids(batch.texts), 0)
-            of_texts = statistics.fmean(map(operations.text, tokens.lengths.tolist()))
-            of_a_pair = self._passes_image * operations.image + self._passes_text * of_texts
-            peak = self._num_devices * self._health.device_tflops * 1e12
-            metrics["train/mfu"] = speed * of_a_pair / peak
-        if self._health.price_per_hour is not None:
-            metrics["train/cost"] = hours * self._health.price_per_hour
-        if self._device.type == "cuda":
-            metrics["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        if not self._ranks.leads or not (means or measured):
+            return
+        step, live = self._state.step, MetricRow()
+        if means:
+            rate = learning_rate_at(step - 1, self._recipe)
+            means = means | {"train/temperature": self._temperature, "train/learning_rate": rate}
+            live = self._use()
+        row = means | measured
+        self._state.rows.append({"step": step, **row})
+        if self._health is not None:
+            val = self._plan.data.val.num_images
+            self._health.row(step, row | live, possible_rank(self._state.model, val))
+            live |= self._health.of_the_model()
+        if self._plan.monitoring.log is not None:
+            self._plan.monitoring.log({name: float(value) for name, value in (row | live).items()}, step)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the time of the block from the speed."""
+        start = time.monotonic()
+        yield
+        self._paused_s += time.monotonic() - start
+
+    def pairs_per_s(self) -> float:
+        """Pairs per second since the start, without the time of validation and checkpoints."""
+        spent = self._spent_s()
+        return (self._state.step - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
+
+    def _spent_s(self) -> float:
+        return time.monotonic() - self._start - self._paused_s
+
+    def _use(self) -> MetricRow:
+        """Waiting for the loader; pairs per second, MFU, memory in GiB, device hours, and their cost."""
+        metrics: MetricRow = {"train/loader_wait_share": self._loader.wait_s / max(self._spent_s(), 1e-9)}
+        if self._recipe.on_corrupt_shard == "quarantine":
+            metrics["train/num_quarantined"] = self._loader.num_quarantined  # on this rank, since it started
+        if self._device is None:
+            return metrics
+        devices, model = self._ranks.world_size, self._state.model
+        hours = (time.monotonic() - self._start) * devices / 3600
+        metrics |= {"train/pairs_per_s": self.pairs_per_s(), "train/device_hours": hours}
+        if self._device.device_tflops is not None:
+            self._operations = operations = self._operations or count_operations(model.config, model.vocab_size)
+            # a backward pass costs as much as two forward passes
+            image, text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
+            of_a_pair = image * operations.image + text * statistics.fmean(map(operations.text, self._tokens))
+            metrics["train/mfu"] = self.pairs_per_s() * of_a_pair / (devices * self._device.device_tflops * 1e12)
+        if self._device.price_per_hour is not None:
+            metrics["train/cost"] = hours * self._device.price_per_hour
+        if self._ranks.device.type == "cuda":
+            metrics["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._ranks.device) / 2**30
         return metrics
 
 

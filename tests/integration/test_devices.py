@@ -14,11 +14,10 @@ from align.training import loss as loss_module
 from align.training import step as module
 from align.training.batches.batch import Batch
 from align.training.ranks.process_group import Ranks
-from align.training.readings import Pending
 from align.training.state import new_state
 from align.training.step import compute_gradients
 from tests.support import training_data
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import MODEL, pretrain_config, tokenised
 
 BATCH = 16
 THERE = torch.device("meta")
@@ -63,10 +62,9 @@ def whole_step(words, what, micro_batch):
         ["a bar at the top", "red"] * (BATCH // 2), torch.rand(BATCH, model.vision_model.num_blocks),
     )  # fmt: skip
     with Mixed() as mixed:
-        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), words, batch)
         state.optimiser.set_learning_rate(0.1)
-        state.optimiser.step()
-        Pending(1, 0.1, (*gradients, model.temperature, model.temperature))
+        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), tokenised(batch, words))
+        state.update(gradients)
     assert {param.grad.device.type for param in model.parameters() if param.grad is not None} == {"meta"}
     assert gradients.loss.device.type == gradients.norm.device.type == "meta"
     moments = [each for kept in state.optimiser.state.values() for each in kept.values() if isinstance(each, Tensor)]

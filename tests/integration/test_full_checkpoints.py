@@ -8,8 +8,8 @@ import pytest
 
 from align.config.infrastructure import ClusterConfig
 from align.errors import TrainingError
-from align.training.run import run
-from align.training.run_plan import Infrastructure
+from align.training.plan import Infrastructure
+from align.training.train import run
 from tests.support.dvc_projects import enter, make_repository
 from tests.support.killing import KillOnce
 from tests.support.params import load_params

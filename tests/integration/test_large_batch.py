@@ -2,7 +2,7 @@
 
 import pytest
 
-from align.training.run import run
+from align.training.train import run
 from tests.support import training_data
 from tests.support.own_process import in_process
 from tests.support.training_data import plan, pretrain_config

@@ -22,19 +22,20 @@ SLOW = """#!{python}
 import contextlib, pathlib, sys, time
 import torch
 from align.cli import main
-from align.training import loop
+from align.training import train
+from align.training.state import State
 
-save, update, stop_requested, stops = torch.save, loop._update, loop.stop_requested, []
+save, update, stop_requested, stops = torch.save, State.update, train.stop_requested, []
 
 def slow_save(*arguments):
     if pathlib.Path("slow").exists():
         time.sleep({save_s})
     save(*arguments)
 
-def held_update(state, *arguments):
+def held_update(state, gradients):
     while state.step == 4 and pathlib.Path("hold").exists() and not stops[0]():
         time.sleep(0.1)
-    return update(state, *arguments)
+    update(state, gradients)
 
 @contextlib.contextmanager
 def noted():
@@ -43,7 +44,7 @@ def noted():
         yield stopped
 
 # in each rank, too: it imports this file
-torch.save, loop._update, loop.stop_requested = slow_save, held_update, noted
+torch.save, State.update, train.stop_requested = slow_save, held_update, noted
 if __name__ == "__main__":
     sys.exit(main())
 """

@@ -35,9 +35,9 @@ from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from align.training.given_tars import given_data
+from align.training.plan import Infrastructure
 from align.training.ranks.endings import RestartError
-from align.training.run import run
-from align.training.run_plan import Infrastructure
+from align.training.train import run
 from tests.support import ROOT, given_tars, killing, training_data, wait_until, warm
 from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config

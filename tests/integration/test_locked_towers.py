@@ -5,8 +5,8 @@ import torch
 
 from align.errors import StoppedError
 from align.model.dual_encoder import DualEncoder, load_model
-from align.training.run import run
 from align.training.stage import train_stage
+from align.training.train import run
 from tests.support import training_data
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 

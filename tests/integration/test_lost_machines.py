@@ -20,10 +20,9 @@ from align.config.infrastructure import ClusterConfig
 from align.durable import checkpoint
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError, StoppedError, TrainingError
-from align.training.loop import stop_requested
 from align.training.ranks import process_group, rounds
 from align.training.ranks.process_group import Ranks, launch
-from align.training.run import run
+from align.training.train import run, stop_requested
 from tests.support import ROOT, killing, wait_until, warm
 from tests.support.mlflow_server import free_port
 from tests.support.params import load_params

@@ -17,10 +17,9 @@ from align.config.infrastructure import ClusterConfig
 from align.errors import AlignError, ConfigError, CorruptError, ServiceError
 from align.services.job import Seat
 from align.training.batches.reading import TarBytes
-from align.training.loop import stop_requested
+from align.training.plan import Infrastructure
 from align.training.ranks.process_group import launch
-from align.training.run import _train_rank, run
-from align.training.run_plan import Infrastructure
+from align.training.train import run, stop_requested, train_rank
 from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.mlflow_server import free_port
 from tests.support.params import sets
@@ -144,7 +143,7 @@ def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(data, tmp_path
     """Each has compared the batch with its own number of ranks only: 24 is a multiple of 2 x 1 x 4 and of 2 x 3 x 4."""
     uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))
     with pytest.raises(ConfigError, match=r"batch_size 24 must be a multiple of 4 ranks on all machines x model"):
-        launch(functools.partial(_train_rank, uneven), 4, 1)
+        launch(functools.partial(train_rank, uneven), 4, 1)
 
 
 def test_ranks_that_a_machine_cannot_have_are_refused(data, tmp_path, monkeypatch):

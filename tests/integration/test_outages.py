@@ -24,8 +24,8 @@ from align.config.infrastructure import ClusterConfig, HealthConfig
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
-from align.training.run import run
-from align.training.run_plan import Infrastructure
+from align.training.plan import Infrastructure
+from align.training.train import run
 from tests.support import mlflow_server as mlflow
 from tests.support import training_data, wait_until, warm
 from tests.support.params import load_params

@@ -29,12 +29,12 @@ from align.training.lamb import Lamb
 from align.training.ranks.buckets import gathered
 from align.training.ranks.process_group import launch
 from align.training.ranks.sharding import distributed_like, is_sharded, shard, shards
-from align.training.run import run
 from align.training.stage import train_stage
 from align.training.step import compute_gradients
+from align.training.train import run
 from tests.support import lamb_reference, training_data
 from tests.support.rank_runs import Messages, ended_with, last
-from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config
+from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config, tokenised
 
 BATCH = 32
 SHORT = {
@@ -88,7 +88,7 @@ def gradients(tokenizer, case, ranks):
     with accelerated(model, config, ranks.device):
         if shards(config, ranks):
             shard(model, ranks)
-        found = compute_gradients(model, config, ranks, words, _batch(model, ranks))
+        found = compute_gradients(model, config, ranks, tokenised(_batch(model, ranks), words))
     return (
         float(found.loss),
         float(found.norm),

@@ -17,9 +17,9 @@ from align.config.infrastructure import StoreConfig
 from align.errors import ServiceError, StoppedError
 from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
+from align.training.plan import Infrastructure
 from align.training.ranks.process_group import default_processes
-from align.training.run import run
-from align.training.run_plan import Infrastructure
+from align.training.train import run
 from tests.support import ROOT, killing, missing, training_data, wait_until, warm
 from tests.support.params import load_params, sets
 from tests.support.s3_server import serve

@@ -5,13 +5,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError
-from align.training.run import _train_rank
+from align.training.train import train_rank
 
 
 def ended_with(plan, ranks):
     """Trains to the end: "done", or what ended it."""
     try:
-        _train_rank(plan, ranks)
+        train_rank(plan, ranks)
     except AlignError as error:
         return f"{type(error).__name__}: {error}"
     return "done"

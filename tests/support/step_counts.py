@@ -29,7 +29,7 @@ from align.training.batches.batch import Batch
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import shard, shards
 from align.training.state import new_state
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import MODEL, pretrain_config, tokenised
 
 _HEAVY = frozenset({"convolution", "convolution_backward", "addmm", "mm", "empty", "new_empty", "empty_like"})
 
@@ -140,10 +140,10 @@ def count(tokenizer, **values):
             shard(model, ranks)
         images = torch.zeros(SHARE, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8)
         texts = [f"a bar at the top {'red ' * (row % 5)}" for row in range(SHARE)]
-        batch = Batch(images, texts, torch.rand(SHARE, model.vision_model.num_blocks))
+        batch = tokenised(Batch(images, texts, torch.rand(SHARE, model.vision_model.num_blocks)), words)
         state = new_state(model, recipe)
         with StepCounts() as counts:
-            step.compute_gradients(model, recipe, ranks, words, batch)
+            step.compute_gradients(model, recipe, ranks, batch)
             state.optimiser.step()
     return counts
 

@@ -11,8 +11,8 @@ import torch
 from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.formats.shards import Sample
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
-from align.training.loop import Monitoring
-from align.training.run_plan import THIS_MACHINE, TrainingInputs, make_plan
+from align.training.batches.batch import Tokens
+from align.training.plan import THIS_MACHINE, Monitoring, TrainingInputs, Work, make_plan
 from tests.support.shard_folder import write_shards
 from tests.support.tiny_model import TINY
 
@@ -68,9 +68,14 @@ def plan(
     """A plan over the shards and the tokenizer that `write` wrote."""
     shards, tokenizer = data
     return make_plan(
-        recipe or pretrain_config(), model, TrainingInputs(shards, tokenizer, initial), checkpoints,
+        Work(recipe or pretrain_config(), model, TrainingInputs(shards, tokenizer, initial)), checkpoints,
         infrastructure=infrastructure, monitoring=Monitoring(log, health),
     )  # fmt: skip
+
+
+def tokenised(batch, words):
+    """The batch with the tokens of its texts, as the loader makes it."""
+    return replace(batch, tokens=Tokens.of(words.ids(batch.texts), words.pad_id))
 
 
 def assert_same(ours, theirs):

@@ -1,11 +1,14 @@
 """The pages for people: their links lead somewhere, and the values that they state are those of the files."""
 
+import inspect
 import re
+import textwrap
 
 import pytest
 from ruamel.yaml import YAML
 
 from align.filter.rules import RULES
+from align.training import train
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
 
@@ -72,3 +75,9 @@ def test_the_glossary_has_every_reason_code():
     text = (ROOT / "docs/glossary.md").read_text("utf-8")
     codes = set(re.findall(r"`(\w+)`", text[text.index("Reason codes of the filter") :]))
     assert codes == set(RULES)
+
+
+def test_the_page_about_a_step_quotes_the_loop():
+    source = textwrap.dedent(inspect.getsource(train.train))
+    loop = textwrap.dedent(source[source.index("        for batch in ") : source.index("        # All wait until")])
+    assert f"```python\n{loop.rstrip()}\n```" in (ROOT / "docs/architecture.md").read_text()

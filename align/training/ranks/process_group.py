@@ -103,6 +103,10 @@ class Ranks:
         if self.world_size > 1 and self.patience_s is not None:
             set_timeout(datetime.timedelta(seconds=self.patience_s))
 
+    def alone(self) -> Ranks:
+        """This rank as if there were no others."""
+        return Ranks(0, 1, self.device)
+
     @property
     def leads(self) -> bool:
         """Whether this rank writes files and progress lines."""

@@ -23,8 +23,8 @@ from align.release.exchange import onnx
 from align.release.exchange.export import ParitySamples, export
 from align.release.packaging.package import package
 from align.training.ranks.process_group import launch
-from align.training.run import run
 from align.training.stage import train_stage
+from align.training.train import run
 from tests.support import training_data
 from tests.support.pictures import blurred_png
 from tests.support.rank_runs import ended_with, last

@@ -17,10 +17,10 @@ from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError
 from align.model import image_tower
 from align.model.dual_encoder import DualEncoder
-from align.training import run as run_module
+from align.training import train as train_module
 from align.training.acceleration import accelerated, as_written
 from align.training.loss import align_loss, sigmoid_loss
-from align.training.run import run
+from align.training.train import run
 from tests.support import missing, training_data
 from tests.support.training_data import MODEL, pretrain_config
 
@@ -39,7 +39,7 @@ def backend(monkeypatch):
     """Compiles with dynamo and autograd, without the C++ compiler, which takes minutes."""
     compile = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(run_module, "require_compiler", lambda: None)
+    monkeypatch.setattr(train_module, "require_compiler", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="aot_eager", **options))
     counters.clear()
     yield

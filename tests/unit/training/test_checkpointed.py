@@ -10,9 +10,9 @@ from align.errors import AlignError, ConfigError
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
 from align.training.checkpointed import model_of_checkpoint
-from align.training.loop import best_step
-from align.training.run import run
 from align.training.stage import train_stage
+from align.training.state import best_step
+from align.training.train import run
 from tests.support.params import load_params
 from tests.support.training_data import MODEL, RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
@@ -75,7 +75,7 @@ def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again
     assert read_config(tmp_path / "last").chosen is None
     chosen = {"checkpoint": "best", "step": saved["step"], "metric": METRIC}
     assert read_config(tmp_path / "best").chosen == chosen
-    metrics = finished[0].metrics
+    metrics = finished.metrics
     assert metrics["pretrain/exported_step"] == saved["step"] and metrics["pretrain/num_steps"] == 8
     assert metrics["pretrain/val/effective_rank"] == saved["rows"][-1]["val/effective_rank"]
 

@@ -137,5 +137,5 @@ def test_from_tars_to_a_model_that_says_it_is_not_gated(project):
     finetune.main(values, args)
     tuned = read_config(project / "models/finetuned")
     assert (tuned.trained_on, tuned.not_gated) == (tuple(digests), tuple(digests))  # more is the second of these
-    recipe, *_ = module.on_given(values, pretrain.trains(values), specs)
-    assert [more.weight for more in recipe.extra_shards] == [0.25]
+    work = module.on_given(values, pretrain.work_of(values), specs)
+    assert [more.weight for more in work.recipe.extra_shards] == [0.25]

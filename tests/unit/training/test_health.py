@@ -12,9 +12,10 @@ from align.config.recipe import PretrainConfig
 from align.model import mbconv
 from align.model.dual_encoder import DualEncoder
 from align.training import health as health_module
-from align.training.health import Health, effective_rank, possible_rank
-from align.training.loop import learning_rate_at
+from align.training.health import Health
 from align.training.progress import count_operations
+from align.training.state import learning_rate_at
+from align.training.validation import effective_rank, possible_rank
 from tests.support.params import load_params
 from tests.support.training_data import MODEL
 
@@ -75,7 +76,7 @@ def test_rows(capsys):
 def test_few_validation_images_are_no_collapse(num_images, possible, capsys):
     """N images span N - 1 directions, so a share of the width alone would alarm at every row of a small split."""
     model = SimpleNamespace(config=SimpleNamespace(embed_width=160))
-    assert possible_rank(model, SimpleNamespace(num_images=num_images)) == possible
+    assert possible_rank(model, num_images) == possible
     health = Health("pretrain")
     health.row(1, {"val/effective_rank": 1 + 0.06 * (possible - 1)}, possible)
     assert health.alarms == {}

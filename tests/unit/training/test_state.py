@@ -8,7 +8,7 @@ from torch.amp import GradScaler
 
 from align.errors import NonFiniteLossError, StoppedError
 from align.training import state as module
-from align.training.run import run
+from align.training.train import run
 from tests.support import training_data
 from tests.support.training_data import TermAt, pretrain_config
 
@@ -64,7 +64,7 @@ def test_steps_that_overflow_are_skipped_and_resumed_bit_for_bit(data, tmp_path,
     assert not torch.equal(weights[first], weights[0])
     assert states[first]["optimiser"]["state"][0]["step"] == 1
     assert first > 1 and whole.rows[1]["train/learning_rate"] != whole.rows[0]["train/learning_rate"]
-    with pytest.raises(StoppedError, match=f"after step {first + 2} "):
+    with pytest.raises(StoppedError, match=f"after step {first + 3} "):
         run(plan(data, tmp_path / "parts", log=TermAt(first + 2), **some))
     resumed = run(plan(data, tmp_path / "parts", **some))
     assert resumed is not None

@@ -19,21 +19,21 @@ from align.config.model import ModelConfig
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training import loop, readings
 from align.training import loss as loss_module
 from align.training import step as module
+from align.training import train
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch, Tokens
 from align.training.loss import align_loss
 from align.training.ranks import buckets as buckets_module
 from align.training.ranks.process_group import Ranks, launch
-from align.training.run import run, start_alike
-from align.training.state import new_state
+from align.training.state import State, new_state
 from align.training.step import compute_gradients
+from align.training.train import run, start_alike
 from tests.support import training_data
 from tests.support.double_precision import double_precision
 from tests.support.step_counts import SHARE, count
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import MODEL, pretrain_config, tokenised
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BATCH = 32
@@ -75,7 +75,7 @@ def gradients(tokenizer, recipe, ranks=ALONE, watch=None, *, tokens=False, dtype
         param.register_post_accumulate_grad_hook(watch)  # type: ignore[no-untyped-call]  # untyped in torch
     exact = double_precision() if dtype == torch.float64 else nullcontext()
     with exact, accelerated(model, recipe, ranks.device):
-        loss, norm = compute_gradients(model, recipe, ranks, words, batch)
+        loss, norm = compute_gradients(model, recipe, ranks, tokenised(batch, words))
     grads = {name: param.grad.cpu() for name, param in model.named_parameters() if param.grad is not None}
     return Step(float(loss), float(norm), grads)
 
@@ -176,7 +176,7 @@ def test_the_host_waits_for_a_card_once_in_a_step(tokenizer, card):
 
     def step():
         state.optimiser.set_learning_rate(1e-3)
-        found = compute_gradients(model, recipe, ranks, words, batch)
+        found = compute_gradients(model, recipe, ranks, tokenised(batch, words))
         state.optimiser.step()
         return found
 
@@ -324,28 +324,25 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("micro_batch", [None, 8])
 def test_the_host_waits_for_nothing_within_a_step(data, tmp_path, monkeypatch, as_on_a_gpu, micro_batch):
-    """Steps of a whole run; what they leave is read once for each, and not before the next one has been started."""
-    events = []
-    update, arrived = loop._update, readings.OnItsWay.arrived
-    waits = _Waits()
+    """Steps of a whole run; what they leave is read when a row or a checkpoint is due."""
+    events, waits = [], _Waits()
 
-    def counted(*arguments):
-        with waits:
-            pending = update(*arguments)
-        events.append("started")
-        return pending
+    def counted(function, event):
+        def call(*arguments):
+            events.append(event)
+            with waits if event != "read" else nullcontext():
+                return function(*arguments)
 
-    def read(on_its_way):
-        events.append("read")
-        return arrived(on_its_way)
+        return call
 
-    monkeypatch.setattr(loop, "_update", counted)
-    monkeypatch.setattr(readings.OnItsWay, "arrived", read)
+    monkeypatch.setattr(train, "compute_gradients", counted(train.compute_gradients, "gradients"))
+    monkeypatch.setattr(State, "update", counted(State.update, "update"))
+    monkeypatch.setattr(State, "read", counted(State.read, "read"))
     recipe = pretrain_config(micro_batch=micro_batch, num_steps=5, log_every_steps=4, checkpoint_every_steps=5)
     run(training_data.plan(data, tmp_path, recipe))
     assert waits.asked == {}
-    # the fourth writes a row and the fifth ends: they read their own values, too
-    assert "".join(event[0] for event in events) == "s" + "sr" + "sr" + "srr" + "sr"
+    # the fourth writes a row and the fifth ends
+    assert "".join(event[0] for event in events) == "gu" * 4 + "r" + "gu" + "r"
 
 
 def test_what_counts_the_waits_sees_one():
@@ -356,15 +353,15 @@ def test_what_counts_the_waits_sees_one():
 
 @pytest.mark.parametrize("what", ["loss", "norm"])
 def test_no_checkpoint_holds_a_step_that_was_not_finite(data, tmp_path, monkeypatch, what):
-    """Step 3 is broken; its values would come with step 4, but the checkpoint of step 3 waits for them."""
-    compute, calls = loop.compute_gradients, []
+    """Step 3 is broken, and its values are read before the next checkpoint is written."""
+    compute, calls = train.compute_gradients, []
 
     def broken(*arguments):
         calls.append(1)
         gradients = compute(*arguments)
         return gradients._replace(**{what: torch.tensor(math.nan)}) if len(calls) == 3 else gradients
 
-    monkeypatch.setattr(loop, "compute_gradients", broken)
+    monkeypatch.setattr(train, "compute_gradients", broken)
     for saved_at, started in ((3, 3), (2, 4)):  # with a checkpoint at the broken step, and without
         calls.clear()
         recipe = pretrain_config(log_every_steps=8, validate_every_steps=8, checkpoint_every_steps=saved_at)

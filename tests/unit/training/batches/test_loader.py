@@ -19,8 +19,8 @@ from align.training.batches.batch import Augmentation, Sampling, Workers
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
-from align.training.loop import loader_processes
 from align.training.ranks.process_group import Ranks
+from align.training.train import loader_processes
 from tests.support import training_data
 from tests.support.training_data import pretrain_config
 

@@ -9,7 +9,7 @@ import torch
 from align.errors import ConfigError, CorruptError, StoppedError
 from align.formats.shards import read_manifest
 from align.training.batches.rows import SENTENCES, in_sentence, some_phrases
-from align.training.run import run
+from align.training.train import run
 from tests.support import training_data
 from tests.support.training_data import TermAt, plan, pretrain_config
 

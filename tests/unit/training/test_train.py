@@ -1,9 +1,11 @@
 """Whole runs of a tiny model: learning, resuming bit for bit, stopping, failing, exporting."""
 
 import argparse
+import inspect
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,19 +23,20 @@ from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.embedder import Embedder
 from align.project import provenance
-from align.training import fit_tokenizer, pretrain, run_plan
+from align.training import fit_tokenizer, pretrain, step
 from align.training import health as health_module
-from align.training import run as training_run
-from align.training.health import recall_at
+from align.training import plan as plan_module
+from align.training import train as module
 from align.training.lamb import Lamb, parameter_groups
 from align.training.page import MAIN, curves
-from align.training.run import run, sources
-from align.training.run_plan import Infrastructure
+from align.training.plan import Infrastructure
 from align.training.stage import train_stage
+from align.training.train import run
+from align.training.validation import recall_at
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.small_data import write_verdict
-from tests.support.training_data import MODEL, TermAt, assert_same, finetune_config, plan, pretrain_config
+from tests.support.training_data import MODEL, RECIPE, TermAt, assert_same, finetune_config, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
@@ -52,7 +55,7 @@ def stage(data, tmp_path_factory):
 def test_interrupted_and_resumed_equals_uninterrupted(data, stage, tmp_path, stop, more):
     recipe = pretrain_config(**more)
     uninterrupted = run(plan(data, tmp_path / "whole" if more else stage / "ck", recipe))
-    with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {stop} of 8"):
+    with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {stop + 1} of 8"):
         run(plan(data, tmp_path / "parts", recipe, log=TermAt(stop)))
     resumed = plan(data, tmp_path / "parts", recipe)
     assert resumed.data.num_training_pairs == more.get("max_pairs", 48)
@@ -137,7 +140,7 @@ def test_the_page_shows_what_the_model_found_as_it_learned(data, tmp_path):
     train_stage(watched, out=tmp_path / "model", reports=tmp_path / "reports")
     found = run(watched).found
     assert sorted(found) == [2, 4, 6, 8]
-    val, embedder = sources(watched).val, Embedder.load(tmp_path / "model")
+    val, embedder = watched.sources().val, Embedder.load(tmp_path / "model")
     everything = np.arange(val.num_images)
     images = embedder.embed_pixels(val.centre_crops(everything, MODEL.image_px))
     for asked, *nearest in found[8]:
@@ -154,7 +157,7 @@ def test_the_page_shows_what_the_model_found_as_it_learned(data, tmp_path):
 
 def test_fine_tuning_starts_from_the_given_model(data, stage, tmp_path):
     tuned = plan(data, tmp_path, finetune_config(learning_rate=1e-9, num_steps=1), initial=stage / "model")
-    report, _ = train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
+    report = train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
     before, after = load_model(stage / "model").state_dict(), load_model(tmp_path / "finetuned").state_dict()
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-5)
@@ -171,8 +174,8 @@ def test_a_run_digests_and_reads_the_model_it_starts_from_once(data, stage, tmp_
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *some: done.append(name) or function(*some))
 
-    counting(run_plan, "weights_digest")
-    counting(training_run, "load_model")
+    counting(plan_module, "weights_digest")
+    counting(module, "load_model")
     counting(provenance, "digest")
     tuned = plan(data, tmp_path, finetune_config(num_steps=1), initial=stage / "model")
     train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
@@ -288,9 +291,9 @@ def test_words_keep_the_key_and_code_changes_it(data, base, tmp_path, monkeypatc
         monkeypatch.setattr(provenance, "_file", lambda name: edited if name == module else file_of(name))
         return key(plan(data, base.checkpoints))
 
-    assert with_edit("align.training.run", "resuming from step", "continuing at step") == expected
+    assert with_edit("align.training.train", "resuming from step", "continuing at step") == expected
     assert with_edit("align.training.lamb", '"""LAMB (', '# a comment\n"""Our LAMB (') == expected
-    assert with_edit("align.training.loop", "/ 2.0", "/ 3.0") != expected
+    assert with_edit("align.training.state", "/ 2.0", "/ 3.0") != expected
     assert with_edit("align.model.batch_norm", "momentum=0.0", "momentum=0.1") != expected
     # weights do not use it
     assert with_edit("align.training.page", "size=9", "size=8") == expected
@@ -356,3 +359,27 @@ def test_real_steps_of_cc3m(tmp_path):
     recipe = params.section(PretrainConfig).model_copy(update=changes)
     trained = run(plan((shards, tokenizer), tmp_path / "ck", recipe, model=params.section(ModelConfig)))
     assert [row["step"] for row in trained.rows] == [1, 2] and all(0 < row["train/loss"] < 20 for row in trained.rows)
+
+
+def test_from_the_verb_to_the_gradients_and_the_loss_is_a_short_way(data, tmp_path, monkeypatch):
+    """Functions of ours on the stack, between the verb and them: who reads from one to the other opens so many."""
+    write_project(tmp_path, data, RECIPE | {"num_steps": 1})
+    monkeypatch.chdir(tmp_path)
+    ways = {}
+
+    def noted(owner, name):
+        function = getattr(owner, name)
+
+        def call(*arguments, **more):
+            frames = (frame for frame in inspect.stack() if Path(frame.filename).is_relative_to(ROOT / "align"))
+            ways[name] = [frame.function for frame in frames if not frame.function.startswith("<")]
+            return function(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(module, "compute_gradients")
+    noted(step, "align_loss")
+    pretrain.main(load_params(tmp_path / "params.yaml"), argparse.Namespace(data=(), accept_code_change=None))
+    to_gradients, to_loss = (way[: way.index("main") + 1] for way in (ways["compute_gradients"], ways["align_loss"]))
+    assert len(to_gradients) <= 6, to_gradients
+    assert len(to_loss) <= 8, to_loss

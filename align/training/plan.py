@@ -7,12 +7,13 @@ the result: a finished run is only exported, an interrupted one resumes, and a c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from align.config.infrastructure import ClusterConfig
+from align.config.infrastructure import ClusterConfig, HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder, run_key
@@ -21,15 +22,18 @@ from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, read_config, weights_digest
 from align.formats.shards import MANIFEST, read_manifest
 from align.interfaces.store import Mirror, Tars
+from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.project import provenance
 from align.services.job import ALONE, Seat
 from align.training.batches.index import SplitIndex
-from align.training.batches.samples import first_pairs
-from align.training.loop import UNWATCHED, Monitoring
+from align.training.batches.reading import STORE_PATIENCE_S
+from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples, first_pairs
+from align.training.ranks.process_group import Ranks
+from align.training.state import MetricRow
 
 #: The module that turns a plan into weights: its code is part of the run's key.
-_TRAINING = "align.training.run"
+_TRAINING = "align.training.train"
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,19 @@ class TrainingInputs:
     initial: Path | None = None
 
 
-#: What a stage trains: its recipe, the model before the recipe's own picture size, and what it reads.
-Trains = tuple[Recipe, ModelConfig, TrainingInputs]
+@dataclass(frozen=True)
+class Work:
+    """What a stage trains.
+
+    Attributes:
+        recipe: how; its `section` is the stage's name.
+        model: the shape, before the recipe's own picture size.
+        inputs: what is read.
+    """
+
+    recipe: Recipe
+    model: ModelConfig
+    inputs: TrainingInputs
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,24 @@ class Infrastructure:
 
 
 THIS_MACHINE = Infrastructure()
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """How a run is watched; none of it changes the result.
+
+    Attributes:
+        log: takes the metrics of a row, and its step, on the leading rank; picklable if there are several processes.
+        health: what its devices are; None: there are no warnings, and nothing is said of the use of devices.
+        validation: measures a model on evaluation sets: all ranks call it, and get the same; picklable, as `log`.
+    """
+
+    log: Callable[[dict[str, float], int], None] | None = None
+    health: HealthConfig | None = None
+    validation: Callable[[DualEncoder, TextTokenizer, Ranks], MetricRow] | None = None
+
+
+UNWATCHED = Monitoring()
 
 
 @dataclass(frozen=True)
@@ -124,27 +157,42 @@ class TrainingPlan:
         return CheckpointFolder(self.checkpoints / self.name, self.recipe.keep_checkpoints, self.infrastructure.mirror)
 
     def tokenizer(self) -> TextTokenizer:
-        """Of the run's texts."""
+        """Loads the tokenizer of the run's texts."""
         return TextTokenizer.load(self.inputs.tokenizer, self.model.max_tokens)
+
+    def sources(self) -> SampleSources:
+        """What a rank reads."""
+        recipe, data = self.recipe, self.data
+
+        def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:
+            on_corrupt = "quarantine" if index.given else on_corrupt  # nothing has decoded their pictures before
+            return SplitSamples(
+                index, self.model.resize_px, self.infrastructure.tars, patience_s=STORE_PATIENCE_S,
+                on_corrupt=on_corrupt,
+            )  # fmt: skip
+
+        extra = zip(data.extra, recipe.extra_shards, strict=True)
+        return SampleSources(
+            train=samples(data.train),
+            val=samples(data.val, on_corrupt="stop") if data.val.num_images else None,
+            extra=tuple((samples(index), more.weight) for index, more in extra),
+        )
 
 
 def make_plan(
-    recipe: Recipe,
-    model: ModelConfig,
-    inputs: TrainingInputs,
-    checkpoints: Path,
-    *,
-    infrastructure: Infrastructure = THIS_MACHINE,
-    monitoring: Monitoring = UNWATCHED,
+    work: Work, checkpoints: Path,
+    *, infrastructure: Infrastructure = THIS_MACHINE, monitoring: Monitoring = UNWATCHED,
     accept_code_change: str | None = None,
-) -> TrainingPlan:
-    """A plan over the shards of `inputs` and over the recipe's `extra_shards`.
+) -> TrainingPlan:  # fmt: skip
+    """A plan over the shards that `work` reads, and over its recipe's `extra_shards`.
 
     Raises:
         DataError: shards, tokenizer or the model to start from are missing.
         ConfigError: the shards' images are smaller than the model requires, extra shards have another digest than the
             recipe says, or the model to start from has another vocabulary.
     """
+    recipe, inputs = work.recipe, work.inputs
+    model = recipe.trained(work.model)
     main = read_manifest(inputs.shards, given=True)
     extra = [(more.path, read_manifest(more.path, given=True)) for more in recipe.extra_shards]
     for shards, manifest in ((inputs.shards, main), *extra):

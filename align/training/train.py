@@ -1,0 +1,366 @@
+"""From a plan to trained weights (paper section 5), the same for pre-training and fine-tuning.
+
+`run` starts the ranks, each of which is a `train_rank`; `train` is the loop. Checkpoints are written only after whole
+steps, and everything else is a function of the step, so a resumed run's bytes equal an uninterrupted one's. A finished
+run only returns its result.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from align.config.recipe import Recipe
+from align.display.console import say
+from align.durable.checkpoint import CheckpointFolder
+from align.durable.cores import cores
+from align.durable.files import write_text
+from align.durable.memory import freed_memory_kept
+from align.errors import ConfigError, StoppedError, TrainingError
+from align.model.dual_encoder import DualEncoder, load_model
+from align.model.library_towers import require_size
+from align.model.tokenizer import TextTokenizer
+from align.training.acceleration import accelerated, require_compiler
+from align.training.batches.batch import Augmentation, Sampling, Workers, one_ahead
+from align.training.batches.loader import TrainLoader
+from align.training.batches.reading import STORE_PATIENCE_S
+from align.training.batches.samples import SampleSources
+from align.training.given_towers import given_weights, names_of, require_given
+from align.training.plan import TrainingPlan
+from align.training.progress import Watch
+from align.training.ranks.endings import NotSavedError
+from align.training.ranks.process_group import Ranks, default_processes, launch
+from align.training.ranks.sharding import shard, shards
+from align.training.state import Found, MetricRow, State, best_step, learning_rate_at, new_state
+from align.training.step import compute_gradients
+from align.training.validation import measure
+
+#: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
+MOST_LOADER_PROCESSES = 8
+
+#: The result of a run that has ended, beside its checkpoints.
+_SPEED = "speed.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        rows: all rows of metrics.
+        found: what some texts found at each validation.
+        step: the one that the model is of.
+        pairs_per_s: over the steps of the last process that trained.
+        accepted_code_changes: reasons given by people, see `CheckpointFolder.adopt`.
+    """
+
+    model: DualEncoder
+    rows: list[MetricRow]
+    step: int
+    pairs_per_s: float
+    accepted_code_changes: list[str]
+    found: Found = field(default_factory=dict)
+
+
+def run(plan: TrainingPlan) -> Trained | None:
+    """Trains, resumes, or reads the result of a finished run. Returns None on a machine that does not lead.
+
+    Raises:
+        ConfigError: the batch does not divide into ranks and batch-norm groups, there are too few images, or this
+            machine cannot do what the recipe requires.
+        LockedError: another process trains the same run.
+        StoppedError: SIGTERM came.
+        TrainingError: a rank died, another signal came, or the loss became non-finite.
+    """
+    recipe, cluster, seat, folder = plan.recipe, plan.infrastructure.cluster, plan.infrastructure.seat, plan.folder()
+    num_nodes = cluster.num_nodes if cluster else 1
+    num_processes = seat.ranks or recipe.num_processes or default_processes(
+        recipe.batch_size // num_nodes, plan.model.batch_norm_group, seat.ranks_on_cpus or cores()
+    )  # fmt: skip
+    _check(plan, num_nodes, num_processes)
+    with folder.lock() if plan.leads else nullcontext():
+        if plan.leads:
+            _find_checkpoint(plan, folder)
+        others_wait = num_nodes > 1 or not plan.leads
+        if others_wait or folder.steps()[-1:] != [recipe.num_steps]:
+            launch(
+                functools.partial(train_rank, plan), num_processes, recipe.num_threads, cluster, seat=seat,
+                saves=folder if plan.leads else None,
+            )  # fmt: skip
+        return _result(plan, folder) if plan.leads else None
+
+
+def train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
+    """Trains on one rank: its model and optimiser, from the newest checkpoint that all ranks have, to the last step."""
+    recipe, group = plan.recipe, plan.model.batch_norm_group
+    if recipe.batch_size % (ranks.world_size * group):  # each machine has compared it with its own number of ranks
+        raise ConfigError(
+            f"{recipe.section}.batch_size {recipe.batch_size:,} must be a multiple of {ranks.world_size} ranks on all "
+            f"machines x model.batch_norm_group {group}; set num_processes alike on every machine"
+        )
+    if ranks.patience_s is not None and plan.infrastructure.tars is not None:  # others wait for a rank that reads
+        ranks = replace(ranks, patience_s=ranks.patience_s + STORE_PATIENCE_S)
+    saved = _newest(plan, ranks)
+    model = new_model(plan, first=ranks.leads and saved is None)
+    if saved is None:
+        start_alike(model, ranks)
+    model.gradient_checkpointing = recipe.gradient_checkpointing
+    with freed_memory_kept(), accelerated(model, recipe, ranks.device):
+        if shards(recipe, ranks):
+            shard(model, ranks)
+        else:
+            model.to(ranks.device)
+        state = new_state(model, recipe)
+        if saved is not None:
+            state.load(saved)
+        if ranks.leads:
+            _say_what_begins(plan, ranks, state)
+        ranks.barrier()
+        train(plan, ranks, state)
+
+
+def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
+    """Trains from `state.step` to the recipe's last step, and writes a checkpoint at the end.
+
+    The host waits for no device within a step: the values of steps are read when a row, a validation, a checkpoint or
+    a stop is due, before anything is written.
+
+    Raises:
+        NonFiniteLossError: the loss is inf or NaN; the checkpoints before it are kept.
+        StoppedError: SIGTERM came, and the last whole step is saved.
+        TrainingError: a checkpoint could not be written.
+    """
+    recipe, folder, first = plan.recipe, plan.folder(), state.step
+    samples, tokenizer = plan.sources(), plan.tokenizer()
+    loader = _loader(plan, ranks, state.model, samples, tokenizer)
+    watch = Watch(plan, ranks, state, loader)
+    validate = functools.partial(measure, state, samples, tokenizer, ranks, plan.monitoring.validation)
+    with stop_requested() as stopped, watch.live(), ExitStack() as stack:
+        stack.callback(folder.wait)  # however this ends, what was saved is on disk then
+        for split in samples.all():
+            split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
+        state.model.train()
+        for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
+            state.optimiser.set_learning_rate(learning_rate_at(state.step, recipe))
+            gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling)
+            state.update(gradients)
+            stop = ranks.any(stopped() or folder.has_failed())
+            due = Due.after(state.step, plan)
+            watch.step(batch)
+            if state.step == first + 1:
+                ranks.in_step()
+            if not (stop or any(due)):
+                continue
+            watch.read(state.read())  # ends the run if a value is not finite
+            with watch.paused():
+                measured = validate() if due.validation else {}
+            watch.row(state.means() if due.row else {}, measured)
+            best = due.validation and ranks.any(state.is_best())
+            if stop or due.checkpoint or best:
+                with watch.paused():
+                    _save(state, ranks, folder, best=best)
+            if stop:
+                break
+        # All wait until it is saved: srun and mpirun end the ranks that are left when one has gone.
+        at = f"after step {state.step} of {recipe.num_steps}"
+        if ranks.any(folder.has_failed(wait=True)):  # the leading rank says why: its folder.wait does
+            raise NotSavedError(f"stopped {at}: the leading rank could not write a checkpoint")
+        if state.step < recipe.num_steps:
+            raise StoppedError(f"stopped by SIGTERM {at}; that step is saved; run again to resume")
+    ranks.barrier()
+    if ranks.leads:
+        write_text(folder.directory / _SPEED, json.dumps(round(watch.pairs_per_s(), 1)))
+
+
+def _say_what_begins(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
+    recipe = plan.recipe
+    if state.step:
+        say(f"{recipe.section}: resuming from step {state.step:,} in {plan.folder().directory}")
+        return
+    num_params = sum(param.numel() for param in state.model.parameters())
+    say(
+        f"{recipe.section}: {num_params / 1e6:.2f} M parameters, {plan.data.train.num_images:,} images, "
+        f"{recipe.num_steps:,} steps of {recipe.batch_size} on {ranks.world_size} x {ranks.device.type}"
+    )
+
+
+class Due(NamedTuple):
+    """What follows a step, besides the next one."""
+
+    row: bool
+    validation: bool
+    checkpoint: bool
+
+    @classmethod
+    def after(cls, step: int, plan: TrainingPlan) -> Due:
+        """All of them after the last step. Without anything to measure on there is no validation before it."""
+        recipe, done = plan.recipe, step == plan.recipe.num_steps
+        measures = plan.data.val.num_images > 0 or plan.monitoring.validation is not None
+        return cls(
+            row=done or step % recipe.log_every_steps == 0,
+            validation=done or (measures and step % recipe.validate_every_steps == 0),
+            checkpoint=done or step % recipe.checkpoint_every_steps == 0,
+        )
+
+
+def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool) -> None:
+    """Writes a checkpoint; all ranks gather what is sharded, and the leading one has it."""
+    values = state.saved()
+    if ranks.leads:
+        folder.save(state.step, values, best=best)
+
+
+def _loader(
+    plan: TrainingPlan, ranks: Ranks, model: DualEncoder, samples: SampleSources, tokenizer: TextTokenizer
+) -> TrainLoader:
+    recipe = plan.recipe
+    return TrainLoader(
+        samples.train,
+        sampling=Sampling(recipe.seed, recipe.batch_size),
+        augmentation=Augmentation(
+            image_px=plan.model.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
+            crop_scale=recipe.crop_scale,
+            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=tokenizer,
+        ),
+        extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
+        workers=Workers(loader_processes(recipe, ranks), pin=ranks.device.type == "cuda"),
+    )  # fmt: skip
+
+
+def loader_processes(recipe: Recipe, ranks: Ranks) -> int:
+    """Those of a rank. On a CPU none by default: its threads share the cores with the computing anyway."""
+    if recipe.num_loader_processes is not None:
+        return recipe.num_loader_processes
+    if ranks.device.type == "cpu":
+        return 0
+    return max(1, min(torch.get_num_threads() - 1, MOST_LOADER_PROCESSES))  # its share of the cores, less its own
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGTERM came. Outside the main thread no signal handler is set."""
+    received: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    except ValueError:  # not the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _find_checkpoint(plan: TrainingPlan, folder: CheckpointFolder) -> None:
+    """Gets what the run resumes from, and says what else there is."""
+    if plan.accept_code_change is not None:
+        folder.adopt(plan.accept_code_change)
+    folder.fetch()
+    if (step := folder.other_code_step()) is not None:
+        say(
+            f"{plan.recipe.section}: a run of these parameters and data is at step {step:,} under other code, another "
+            "version of torch or of a tower's library, or another kind of device; this one starts from the "
+            "beginning. --accept-code-change WHY resumes that one instead"
+        )
+
+
+def _result(plan: TrainingPlan, folder: CheckpointFolder) -> Trained:
+    """Reads what a finished run has made. Raises TrainingError if its last checkpoint is not there."""
+    saved = folder.load_latest(torch.device("cpu"))
+    if saved is None or saved["step"] != plan.recipe.num_steps:
+        raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
+    speed, rows, found = folder.directory / _SPEED, saved["rows"], saved["found"]
+    if plan.recipe.export == "best":
+        saved = folder.load(require_best(rows, plan.recipe))
+    model = new_model(plan, first=False)
+    model.load_state_dict(saved["model"])
+    pairs_per_s = json.loads(speed.read_text()) if speed.exists() else 0.0
+    return Trained(model.eval(), rows, saved["step"], pairs_per_s, folder.accepted(), found)
+
+
+def require_best(rows: Sequence[MetricRow], recipe: Recipe) -> int:
+    """As `best_step`. Raises ConfigError if nothing was measured."""
+    step = best_step(rows, recipe.best_metric)
+    if step is None:
+        raise ConfigError(f"{recipe.section}: no step is the best one: none has a {recipe.best_metric} (best_metric)")
+    return step
+
+
+def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
+    """Raises ConfigError if values of the recipe contradict each other, the model, the launcher or this machine."""
+    seat = plan.infrastructure.seat
+    started = max(seat.of, seat.ranks or 1)
+    if started > 1 and plan.recipe.num_processes not in (None, 1, started):
+        raise ConfigError(
+            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started or named "
+            f"{started} ranks on this machine; null takes them"
+        )
+    if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
+        raise ConfigError(wrong)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    shown_its_own = seat.of > 1 and gpus == 1  # as `srun --gpus-per-task=1` does
+    if gpus and not shown_its_own and max(num_processes, seat.of) > gpus:
+        raise ConfigError(
+            f"{plan.recipe.section}.num_processes {max(num_processes, seat.of)}: each trains on a GPU of its own, and "
+            f"this machine has {gpus}; null takes as many as the batch divides into"
+        )
+    if plan.recipe.compile:
+        require_compiler()
+    require_size(plan.model)
+    if plan.leads and plan.inputs.initial is None and not plan.folder().steps():
+        require_given(plan.model, plan.recipe, plan.vocab_size, plan.tokenizer())
+
+
+def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
+    """The model with its first weights; or with any, where others are about to replace them."""
+    recipe, initial = plan.recipe, plan.inputs.initial
+    if first and initial is not None:
+        model = load_model(initial, plan.model)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = DualEncoder(
+                plan.model, plan.vocab_size,
+                text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
+            )  # fmt: skip
+        if first and names_of(recipe):
+            given = given_weights(model, recipe, plan.tokenizer())
+            model.load_state_dict(given, strict=False)
+    model.lock(recipe.locked)
+    model.log_temperature.requires_grad_(recipe.learn_temperature)
+    return model
+
+
+def start_alike(model: DualEncoder, ranks: Ranks) -> None:
+    """Gives a model on the CPU the leading rank's weights: equal seeds draw other digits on CPUs of other features."""
+    for tensor in model.state_dict().values():
+        ranks.lead(tensor)
+
+
+def _newest(plan: TrainingPlan, ranks: Ranks) -> dict[str, Any] | None:
+    """The newest checkpoint that all ranks have: each reads it itself, so nothing of it travels among them.
+
+    Raises:
+        TrainingError: some machines have none, and others have one.
+    """
+    folder = plan.folder()
+    if not plan.leads:  # the leading machine has fetched it before
+        folder.fetch()
+    saved = folder.load_latest(torch.device("cpu"))
+    own = 0 if saved is None else int(saved["step"])
+    steps = ranks.gather(torch.tensor([own], device=ranks.device)).tolist()
+    if min(steps) == 0 < max(steps):
+        raise TrainingError(
+            f"{plan.recipe.section}: rank {steps.index(0)} of {ranks.world_size} has no checkpoint to resume from, and "
+            f"others have one of step {max(steps):,}: let the machines share paths.checkpoints, or set "
+            "store.checkpoints"
+        )
+    return saved if own == min(steps) else folder.load(min(steps))

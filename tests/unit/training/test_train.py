@@ -363,7 +363,7 @@ def test_real_steps_of_cc3m(tmp_path):
 
 def test_from_the_verb_to_the_gradients_and_the_loss_is_a_short_way(data, tmp_path, monkeypatch):
     """Functions of ours on the stack, between the verb and them: who reads from one to the other opens so many."""
-    write_project(tmp_path, data, RECIPE | {"num_steps": 1})
+    write_project(tmp_path, data, RECIPE | {"num_steps": 2, "warmup_steps": 1})
     monkeypatch.chdir(tmp_path)
     ways = {}
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from align.config.infrastructure import HealthConfig
 from align.config.recipe import Recipe
@@ -31,7 +30,8 @@ from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
-from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
+from align.training.batches.augmentation import Augmentation
+from align.training.batches.batch import Batch, one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SampleSources, SplitSamples
 from align.training.health import Health, batch_norm_gap, possible_rank, validate
@@ -44,9 +44,6 @@ from align.training.step import autocast, compute_gradients
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_AT_ONCE at a time.
 STATISTICS_IMAGES, STATISTICS_AT_ONCE = 1024, 64
-
-#: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
-MOST_LOADER_PROCESSES = 8
 
 #: Takes the metrics of a row, and its step.
 Log = Callable[[dict[str, float], int], None]
@@ -107,7 +104,7 @@ def train(
             if state.step == first + 2:  # the first has been read, on all ranks
                 ranks.in_step()
             rate = learning_rate_at(state.step, recipe)
-            pending = _update(state, recipe, ranks, tokenizer, batch, rate)
+            pending = _update(state, recipe, ranks, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
             anything = samples.val is not None or validation is not None
             validates = done or (anything and state.step % recipe.validate_every_steps == 0)
@@ -140,7 +137,7 @@ def train(
                 if done or row_due:
                     row |= _means(state) | {"train/temperature": reading.temperature, "train/learning_rate": rate}
                     live["train/loader_wait_share"] = loader.wait_s / max(progress.spent_s, 1e-9)
-                    live |= usage.metrics(progress, tokenizer, batch) if usage else {}
+                    live |= usage.metrics(progress, batch) if usage else {}
                     if recipe.on_corrupt_shard == "quarantine":
                         live["train/num_quarantined"] = loader.num_quarantined  # on this rank, since it started
                 row |= measured
@@ -176,25 +173,14 @@ def _loader(
     model: DualEncoder, recipe: Recipe, ranks: Ranks, samples: SampleSources, tokenizer: TextTokenizer
 ) -> TrainLoader:
     return TrainLoader(
-        samples.train,
-        sampling=Sampling(recipe.seed, recipe.batch_size),
-        augmentation=Augmentation(
-            image_px=model.config.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
-            crop_scale=recipe.crop_scale,
-            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=tokenizer,
+        [(samples.train, 1.0), *samples.extra],
+        Augmentation(
+            tokenizer, model.config.image_px, model.vision_model.num_blocks, recipe.flip, recipe.crop_scale,
+            recipe.phrase_dropout, recipe.sentence_share,
         ),
-        extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
-        workers=Workers(loader_processes(recipe, ranks), pin=ranks.device.type == "cuda"),
+        seed=recipe.seed, batch_size=recipe.batch_size, rank=ranks.rank, world_size=ranks.world_size,
+        pin=ranks.device.type == "cuda",
     )  # fmt: skip
-
-
-def loader_processes(recipe: Recipe, ranks: Ranks) -> int:
-    """Those of a rank. On a CPU none by default: its threads share the cores with the computing anyway."""
-    if recipe.num_loader_processes is not None:
-        return recipe.num_loader_processes
-    if ranks.device.type == "cpu":
-        return 0
-    return max(1, min(torch.get_num_threads() - 1, MOST_LOADER_PROCESSES))  # its share of the cores, less its own
 
 
 def _is_best(state: State, recipe: Recipe) -> bool:
@@ -221,13 +207,13 @@ def _means(state: State) -> MetricRow:
     return row
 
 
-def _update(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float) -> Pending:
+def _update(state: State, recipe: Recipe, ranks: Ranks, batch: Batch, rate: float) -> Pending:
     """Starts one step. With float16 it waits for the gradients: if they overflowed, no weight changes."""
     model, optimiser, scaler = state.model, state.optimiser, state.scaler
     optimiser.set_learning_rate(rate)
     before = model.temperature.detach()
     scaling = None if scaler is None else (scaler, optimiser)
-    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, scaling)
+    gradients = compute_gradients(model, recipe, ranks, batch, scaling)
     state.step += 1
     if scaler is None:
         optimiser.step()

@@ -16,8 +16,7 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.display.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
-from align.model.tokenizer import TextTokenizer
-from align.training.batches.batch import Batch, Tokens
+from align.training.batches.batch import Batch
 
 
 class Progress:
@@ -87,12 +86,11 @@ class Usage:
         self._passes_image, self._passes_text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
         self._operations: Operations | None = None
 
-    def metrics(self, progress: Progress, tokenizer: TextTokenizer, batch: Batch) -> dict[str, float]:
+    def metrics(self, progress: Progress, batch: Batch) -> dict[str, float]:
         """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
 
         Args:
             progress: of the run.
-            tokenizer: of the texts.
             batch: whose texts are an example of all.
         """
         speed = progress.pairs_per_s()
@@ -100,8 +98,7 @@ class Usage:
         metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
         if self._health.device_tflops is not None:
             self._operations = operations = self._operations or count_operations(self._config, self._vocab_size)
-            tokens = batch.tokens or Tokens.of(tokenizer.ids(batch.texts), 0)
-            of_texts = statistics.fmean(map(operations.text, tokens.lengths.tolist()))
+            of_texts = statistics.fmean(map(operations.text, batch.tokens.lengths.tolist()))
             of_a_pair = self._passes_image * operations.image + self._passes_text * of_texts
             peak = self._num_devices * self._health.device_tflops * 1e12
             metrics["train/mfu"] = speed * of_a_pair / peak

@@ -28,7 +28,6 @@ from torch.optim import Optimizer
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
-from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Batch, Tokens
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.ranks.buckets import GradientSums
@@ -64,7 +63,6 @@ def compute_gradients(
     model: DualEncoder,
     recipe: Recipe,
     ranks: Ranks,
-    tokenizer: TextTokenizer,
     batch: Batch,
     scaling: tuple[GradScaler, Optimizer] | None = None,
 ) -> Gradients:
@@ -76,7 +74,6 @@ def compute_gradients(
         model: in training mode.
         recipe: `micro_batch`, precision, label smoothing and clipping.
         ranks: the other processes.
-        tokenizer: of the texts, for a batch without tokens.
         batch: this rank's share, on any device.
         scaling: of float16: multiplies the loss, and divides the gradients of the optimiser's parameters at the end.
 
@@ -85,11 +82,10 @@ def compute_gradients(
         `align.training.readings`.
     """
     model.zero_grad(set_to_none=True)
-    size = part_size(model, recipe, ranks.device, len(batch.texts))
-    tokens = batch.tokens or Tokens.of(tokenizer.ids(batch.texts), tokenizer.pad_id)
+    size = part_size(model, recipe, ranks.device, len(batch.images))
     parts = (
         _image_parts(model, batch.images, batch.draws, size, ranks.device),
-        _text_parts(model, tokens, text_part_size(recipe, size, ranks.device), ranks.device),
+        _text_parts(model, batch.tokens, text_part_size(recipe, size, ranks.device), ranks.device),
     )
     precise = autocast(recipe, ranks.device)
     cached = recipe.micro_batch is not None

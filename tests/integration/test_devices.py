@@ -12,7 +12,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import loss as loss_module
 from align.training import step as module
-from align.training.batches.batch import Batch
+from align.training.batches.batch import Batch, Tokens
 from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending
 from align.training.state import new_state
@@ -58,12 +58,13 @@ def whole_step(words, what, micro_batch):
     model = DualEncoder(MODEL, words.vocab_size).train()
     model.gradient_checkpointing = what
     state = new_state(model.to(THERE), recipe)
+    texts = ["a bar at the top", "red"] * (BATCH // 2)
     batch = Batch(
-        torch.zeros(BATCH, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8),
-        ["a bar at the top", "red"] * (BATCH // 2), torch.rand(BATCH, model.vision_model.num_blocks),
+        torch.zeros(BATCH, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8), texts,
+        torch.rand(BATCH, model.vision_model.num_blocks), Tokens.of(words.ids(texts), words.pad_id),
     )  # fmt: skip
     with Mixed() as mixed:
-        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), words, batch)
+        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), batch)
         state.optimiser.set_learning_rate(0.1)
         state.optimiser.step()
         Pending(1, 0.1, (*gradients, model.temperature, model.temperature))

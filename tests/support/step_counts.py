@@ -25,7 +25,7 @@ from align.model.image_tower import ImageTower
 from align.model.tokenizer import TextTokenizer
 from align.pipeline.cards import Work
 from align.training import loss, step
-from align.training.batches.batch import Batch
+from align.training.batches.batch import Batch, Tokens
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import shard, shards
 from align.training.state import new_state
@@ -140,10 +140,11 @@ def count(tokenizer, **values):
             shard(model, ranks)
         images = torch.zeros(SHARE, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8)
         texts = [f"a bar at the top {'red ' * (row % 5)}" for row in range(SHARE)]
-        batch = Batch(images, texts, torch.rand(SHARE, model.vision_model.num_blocks))
+        draws = torch.rand(SHARE, model.vision_model.num_blocks)
+        batch = Batch(images, texts, draws, Tokens.of(words.ids(texts), words.pad_id))
         state = new_state(model, recipe)
         with StepCounts() as counts:
-            step.compute_gradients(model, recipe, ranks, words, batch)
+            step.compute_gradients(model, recipe, ranks, batch)
             state.optimiser.step()
     return counts
 

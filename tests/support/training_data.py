@@ -38,7 +38,7 @@ RECIPE = {
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
     "num_threads": 1, "max_pairs": None, "extra_shards": [],
-    "on_corrupt_shard": "stop", "num_loader_processes": None,
+    "on_corrupt_shard": "stop",
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def one_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch
     if device.type == "cpu":
         yield from batches
         return
-    copies = torch.cuda.Stream(device)
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
 
     def start() -> Batch | None:
         if (batch := next(batches, None)) is None:

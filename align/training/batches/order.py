@@ -61,9 +61,8 @@ class BlockOrder:
     def replacements(self, epoch: int, position: int) -> NDArray[np.int64]:
         """(MAX_REPLACEMENTS,) samples of the same block, to be tried in turn in place of an unreadable one."""
         block = np.searchsorted(self._edges, position, side="right") - 1
-        first, end = self._edges[block : block + 2].tolist()
-        key = np.array([position], dtype=np.int64)
-        bits = keyed_bits(self._seed, epoch, Purpose.REPLACEMENT, key, MAX_REPLACEMENTS)[0]
+        first, end = map(int, self._edges[block : block + 2])
+        bits = keyed_bits(self._seed, epoch, Purpose.REPLACEMENT, np.array([position]), MAX_REPLACEMENTS)[0]
         return self._samples_at(epoch, first + (bits % np.uint64(end - first)).astype(np.int64))
 
     def _shuffled_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -74,7 +73,7 @@ class BlockOrder:
         return order, starts_of(self._counts[order])
 
     def _shuffled_block(self, epoch: int, block: int) -> NDArray[np.int64]:
-        first, end = self._edges[block : block + 2].tolist()
+        first, end = map(int, self._edges[block : block + 2])
         return first + permutation(self._seed, epoch, end - first, first=first)
 
     def _samples_at(self, epoch: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -58,9 +58,8 @@ class SplitSamples:
         self.num_images = index.num_images
         self.tars = TarBytes(store, patience_s)
         # The order jumps about within a block: kept are the offsets of two blocks' shards, at 32 bytes an image.
-        self._offsets = lru_cache(2 + 2 * SHUFFLE_BLOCK * len(index.shards) // max(1, self.num_images))(
-            index.read_offsets
-        )
+        num_shards = 2 + 2 * SHUFFLE_BLOCK * len(index.shards) // max(1, self.num_images)
+        self._offsets = lru_cache(num_shards)(index.read_offsets)
         num_kept = self.num_images if self.num_images * resize_px * resize_px * 3 <= cache_bytes else 0
         self._images: NDArray[np.uint8] = np.empty((num_kept, resize_px, resize_px, 3), dtype=np.uint8)
         self._texts: list[list[str] | None] = [None] * num_kept  # where the image is kept, too

@@ -47,8 +47,8 @@ def tokenizer(tmp_path_factory):
 def whole_batch(words):
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 255, (BATCH, 32, 32, 3), dtype=np.uint8))
-    words = ["red", "green", "a bar at the top", "left side in blue", "yellow"]
-    texts = [" ".join(words[: 1 + index % 5]) for index in range(BATCH)]
+    parts = ["red", "green", "a bar at the top", "left side in blue", "yellow"]
+    texts = [" ".join(parts[: 1 + index % 5]) for index in range(BATCH)]
     return Batch(
         images, texts, torch.from_numpy(generator.random((BATCH, 16), dtype=np.float32)),
         Tokens.of(words.ids(texts), words.pad_id),

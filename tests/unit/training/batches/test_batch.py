@@ -33,7 +33,7 @@ class Noted:
         for step in range(num_steps):
             self.events.append(f"read {step}")
             kept = SimpleNamespace(record_stream=lambda _, step=step: self.events.append(f"keep {step}"))
-            there = SimpleNamespace(step=step, tensors=lambda kept=kept: (kept,))
+            there = SimpleNamespace(num_quarantined=step, tensors=lambda kept=kept: (kept,))
             yield SimpleNamespace(to=lambda device, there=there: there)
         if then is not None:
             raise then
@@ -43,7 +43,7 @@ def test_the_next_batch_is_copied_while_a_step_runs_and_no_more(monkeypatch):
     noted = Noted(monkeypatch)
     for step, one in enumerate(one_ahead(noted.read(3), CUDA)):
         noted.events.append(f"step {step}")
-        assert one.step == step
+        assert one.num_quarantined == step
     assert noted.events == [
         "read 0", "on copies",
         "wait for copies", "keep 0", "read 1", "on copies", "step 0",  # it waits for its own copies only

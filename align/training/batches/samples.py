@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,22 @@ CACHE_BYTES = 2**30
 _READERS = 8
 
 OnCorrupt = Literal["stop", "quarantine"]
+
+
+class _Place(NamedTuple):
+    """Where a sample is: its tar, its number there, and offset and size of its two files, which are neighbours."""
+
+    tar: str
+    number: int
+    jpg: int
+    jpg_bytes: int
+    text: int
+    text_bytes: int
+
+    @property
+    def begin(self) -> int:
+        """Offset of the first file."""
+        return min(self.jpg, self.text)
 
 
 class SplitSamples:
@@ -56,6 +72,7 @@ class SplitSamples:
     ) -> None:  # fmt: skip
         self.index, self.resize_px, self.on_corrupt = index, resize_px, on_corrupt
         self.num_images = index.num_images
+        self._any_remote = any(map(is_remote, index.shards))
         self.tars = TarBytes(store, patience_s)
         # The order jumps about within a block: kept are the offsets of two blocks' shards, at 32 bytes an image.
         num_shards = 2 + 2 * SHUFFLE_BLOCK * len(index.shards) // max(1, self.num_images)
@@ -66,12 +83,11 @@ class SplitSamples:
 
     def waits(self, sample: int) -> bool:
         """Whether loading a sample waits for the object store: it is neither in memory nor in a file."""
-        return self._kept_texts(sample) is None and is_remote(self.index.shards[self._place(sample)[0]])
+        return self._any_remote and self._kept_texts(sample) is None and is_remote(self._place(sample).tar)
 
     def read(self, sample: int) -> bytes:
-        """Reads a sample's two files, which are neighbours. Raises as `TarBytes.read`."""
-        shard, jpg, jpg_bytes, text, text_bytes = self._place(sample)
-        return self.tars.read(self.index.shards[shard], min(jpg, text), max(jpg + jpg_bytes, text + text_bytes))
+        """Reads a sample's two files. Raises as `TarBytes.read`."""
+        return self._read(self._place(sample))
 
     def load(
         self, sample: int, data: bytes | None = None, scratch: NDArray[np.uint8] | None = None
@@ -91,15 +107,14 @@ class SplitSamples:
         """
         if (kept := self._kept_texts(sample)) is not None:
             return self._images[sample], kept
-        shard, jpg, jpg_bytes, text, text_bytes = self._place(sample)
-        data, begin = self.read(sample) if data is None else data, min(jpg, text)
+        place = self._place(sample)
+        data = self._read(place) if data is None else data
         try:
-            image = decode(_file_in(data, jpg - begin, jpg_bytes), self.resize_px, scratch)
-            texts = _texts(_file_in(data, text - begin, text_bytes), self.index)
+            image = decode(_file_in(data, place.jpg - place.begin, place.jpg_bytes), self.resize_px, scratch)
+            texts = _texts(_file_in(data, place.text - place.begin, place.text_bytes), self.index)
         except DataError as error:
-            tar, number = self.index.shards[shard], sample - int(self.index.starts[shard])
             remedy = "" if self.index.given else "; run `align shard` again"
-            raise CorruptError(f"{tar}: sample {number}: {error}{remedy}") from None
+            raise CorruptError(f"{place.tar}: sample {place.number}: {error}{remedy}") from None
         if self.index.cut and sample == self.num_images - 1:
             texts = texts[: self.index.cut[1]]
         if self._texts:
@@ -126,11 +141,14 @@ class SplitSamples:
         """
         return in_threads(lambda sample: centre_crop(self._readable(sample), image_px), samples.tolist(), _READERS)
 
-    def _place(self, sample: int) -> tuple[int, int, int, int, int]:
-        """A sample's shard, and offset and size of its picture and of its texts there."""
+    def _place(self, sample: int) -> _Place:
         shard = int(self.index.starts.searchsorted(sample, side="right")) - 1
-        jpg, jpg_bytes, text, text_bytes = self._offsets(shard)[sample - self.index.starts[shard]].tolist()
-        return shard, jpg, jpg_bytes, text, text_bytes
+        number = sample - int(self.index.starts[shard])
+        return _Place(self.index.shards[shard], number, *self._offsets(shard)[number].tolist())
+
+    def _read(self, place: _Place) -> bytes:
+        end = max(place.jpg + place.jpg_bytes, place.text + place.text_bytes)
+        return self.tars.read(place.tar, place.begin, end)
 
     def _kept_texts(self, sample: int) -> list[str] | None:
         """The texts of a sample that is in memory."""

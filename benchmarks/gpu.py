@@ -35,7 +35,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 from align.pipeline.cards import card_named
 from align.training.acceleration import accelerated
-from align.training.batches.batch import Batch
+from align.training.batches.batch import Batch, Tokens
 from align.training.progress import count_operations
 from benchmarks.step import OpenClip, Ours, ready
 from tests.support import ROOT
@@ -103,7 +103,8 @@ class Bench:
             images, draws = images.pin_memory(), draws.pin_memory()
         words = _SENTENCE.split()
         texts = [" ".join(draw.choices(words, k=self.config.max_tokens)) for _ in range(size)]
-        return Batch(images, texts, draws)
+        tokens = Tokens.of(self.tokenizer.ids(texts), self.tokenizer.pad_id, pin=self.card)
+        return Batch(images, texts, draws, tokens)
 
     def measure(self, step: Callable[[], object], pairs: int) -> Measured:
         """Two steps to warm up, then steps for `step_s`, one at least."""
@@ -150,7 +151,7 @@ def ours(bench: Bench, size: int, how: str) -> Measured:
     recipe = bench.recipe.model_copy(update={"batch_size": size, "gradient_checkpointing": how})
     model, batch = bench.model(), bench.batch(size)
     model.gradient_checkpointing = recipe.gradient_checkpointing
-    steps = Ours(model, bench.tokenizer, recipe, bench.device)
+    steps = Ours(model, recipe, bench.device)
     with accelerated(model, recipe, bench.device):
         return bench.measure(partial(steps.step, batch), size)
 
@@ -210,7 +211,7 @@ def _memory(found: Measured | None) -> str:
 def profile_table(bench: Bench, size: int) -> list[str]:
     """What one step's time went to, kernel by kernel (on a CPU: operation by operation)."""
     model, batch = bench.model(), bench.batch(size)
-    steps = Ours(model, bench.tokenizer, bench.recipe, bench.device)
+    steps = Ours(model, bench.recipe, bench.device)
     with accelerated(model, bench.recipe, bench.device):
         steps.step(batch), steps.step(batch)
         bench.wait()

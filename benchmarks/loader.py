@@ -4,7 +4,7 @@ Theirs is `get_wds_dataset` of open_clip_train without worker processes, with it
 shuffle buffer, Pillow, its training transform (a random resized crop of 90 to 100 % of the area, bicubic, to a
 normalised tensor) and its tokenizer. Ours goes as far: crops, flips, normalised tensors, tokens. Both read the same
 tars from the page cache in one process, decode in one thread, and keep nothing from one pass to the next. A second row
-is what either loader hands to its training step: ours leaves pixels as bytes, and texts as they are, for the step.
+is what either loader hands to its training step: ours leaves pixels as bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample, read_manifest
 from align.model.preprocess import decode, to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.training.batches.batch import Augmentation, Sampling
+from align.training.batches.augmentation import Augmentation
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
@@ -69,20 +69,17 @@ def _decoded(world: World) -> Iterator[NDArray[np.uint8]]:
             continue
 
 
-def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
-    """An epoch through the loader, memory kept as in a run; with a tokenizer to what the towers take."""
+def ours(index: SplitIndex, tokenizer: TextTokenizer, *, tensors: bool) -> int:
+    """An epoch through the loader, memory kept as in a run; with `tensors` to what the towers take."""
     samples = SplitSamples(index, RESIZE_PX, cache_bytes=0)
-    loader = TrainLoader(
-        samples, sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
-        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True),
-    )  # fmt: skip
+    augmentation = Augmentation(tokenizer, image_px=CROP_PX, num_draws=0, flip=True)
+    loader = TrainLoader([(samples, 1.0)], augmentation, seed=0, batch_size=BATCH_SIZE)
     shown = 0
     with freed_memory_kept():
         for batch in loader.batches(0, index.num_images // BATCH_SIZE):
-            if tokenizer is not None:
-                ids, _ = tokenizer(batch.texts)
-                assert (len(ids), *to_pixels(batch.images).shape) == (BATCH_SIZE, BATCH_SIZE, 3, CROP_PX, CROP_PX)
-            shown += len(batch.texts)
+            if tensors:
+                assert to_pixels(batch.images).shape == (BATCH_SIZE, 3, CROP_PX, CROP_PX)
+            shown += len(batch.tokens.ids)
     return shown
 
 
@@ -109,12 +106,12 @@ def run(world: World) -> list[Comparison]:
     say("benchmark: the loader and open_clip's")
     index, tokenizer = paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS)
     items = index.num_images // BATCH_SIZE * BATCH_SIZE
-    assert ours(index, tokenizer) == open_clip(index) == items
+    assert ours(index, tokenizer, tensors=True) == open_clip(index) == items
     peaks = [in_process(function, world)[1] >> 20 for function in (_ours, _theirs)]
     rows = []
-    for what, until in ((", as the step takes it", None), (", to tensors and tokens", tokenizer)):
+    for what, tensors in ((", as the step takes it", False), (", to tensors and tokens", True)):
         ours_s, theirs_s = interleaved(
-            lambda until=until: ours(index, until), lambda: open_clip(index), REPETITIONS
+            lambda tensors=tensors: ours(index, tokenizer, tensors=tensors), lambda: open_clip(index), REPETITIONS
         )  # fmt: skip
         rows.append(
             compare(
@@ -128,7 +125,7 @@ def run(world: World) -> list[Comparison]:
 
 def _ours(world: World) -> None:
     torch.set_num_threads(1)
-    ours(paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS))
+    ours(paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS), tensors=True)
 
 
 def _theirs(world: World) -> None:

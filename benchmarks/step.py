@@ -3,7 +3,7 @@
 Theirs is `train_one_epoch` of open_clip_train, with its arguments' defaults, its ClipLoss, its groups of AdamW and its
 cosine rate, in float32 as ours on a CPU. Its batch is ready tensors in memory: normalised pixels, and ids padded to
 the full 64 tokens, as its tokenizers pad, which costs it little, since our text tower skips them. Ours starts from
-cropped pictures as bytes and from texts, which it tokenises in its time. Both take steps on one batch, in one process;
+cropped pictures as bytes, which it normalises in its time, and from ids. Both take steps on one batch, in one process;
 peak memory is that of a process of its own.
 """
 
@@ -26,7 +26,8 @@ from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
-from align.training.batches.batch import Augmentation, Batch, Sampling
+from align.training.batches.augmentation import Augmentation
+from align.training.batches.batch import Batch
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
@@ -52,12 +53,10 @@ _NUM_STEPS = 1000
 class Ours:
     """Steps as `align.training.train` makes them: gradients, update, and values that are read now and then."""
 
-    def __init__(
-        self, model: DualEncoder, tokenizer: TextTokenizer, recipe: PretrainConfig, device: torch.device
-    ) -> None:
+    def __init__(self, model: DualEncoder, recipe: PretrainConfig, device: torch.device) -> None:
         self.recipe = recipe
         self.state = new_state(model.to(device), recipe)
-        self._tokenizer, self._ranks = tokenizer, Ranks(0, 1, device)
+        self._ranks = Ranks(0, 1, device)
         self._earlier: Tensor | None = None
 
     def step(self, batch: Batch) -> None:
@@ -182,18 +181,16 @@ def _made(world: World, name: str) -> tuple[DualEncoder, TextTokenizer, Batch]:
     torch.manual_seed(0)
     model = DualEncoder(config, tokenizer.vocab_size).train()
     recipe = world.params.section(PretrainConfig)
-    loader = TrainLoader(
-        SplitSamples(SplitIndex.of(world.shards, read_manifest(world.shards), "train"), config.resize_px),
-        sampling=Sampling(recipe.seed, BATCH_SIZE),
-        augmentation=Augmentation(config.image_px, model.vision_model.num_blocks, recipe.flip),
-    )  # fmt: skip
-    return model, tokenizer, loader.batch(0)
+    samples = SplitSamples(SplitIndex.of(world.shards, read_manifest(world.shards), "train"), config.resize_px)
+    augmentation = Augmentation(tokenizer, config.image_px, model.vision_model.num_blocks, recipe.flip)
+    loader = TrainLoader([(samples, 1.0)], augmentation, seed=recipe.seed, batch_size=BATCH_SIZE)
+    return model, tokenizer, next(loader.batches(0, 1))
 
 
 def _our_steps(world: World, name: str) -> Callable[[], None]:
-    model, tokenizer, batch = _made(world, name)
+    model, _, batch = _made(world, name)
     recipe = world.params.section(PretrainConfig).model_copy(update={"batch_size": BATCH_SIZE})
-    return functools.partial(Ours(model, tokenizer, recipe, torch.device("cpu")).step, batch)
+    return functools.partial(Ours(model, recipe, torch.device("cpu")).step, batch)
 
 
 def _their_steps(world: World, name: str) -> Callable[[], None]:

@@ -51,8 +51,6 @@ class Recipe(Section):
         "validate_on",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
-        # how fast samples arrive
-        "num_loader_processes",
         # both settings train on the same samples, so a stopped run may resume in quarantine mode
         "on_corrupt_shard",
     })  # fmt: skip
@@ -117,7 +115,6 @@ class Recipe(Section):
     max_pairs: int | None = Field(ge=1)
     extra_shards: Annotated[tuple[ExtraShards, ...], Field(strict=False)]
     on_corrupt_shard: Literal["stop", "quarantine"]
-    num_loader_processes: int | None = Field(ge=0, le=64)
 
     @property
     def num_groups(self) -> int:

@@ -76,7 +76,7 @@ class Health:
             words = f"above {MAX_BATCH_NORM_GAP:g}: batch-norm's running statistics do not fit"
             self._judge(step, "batch-norm gap", gap, gap > MAX_BATCH_NORM_GAP, words)
         if wait is not None:
-            words = f"above {MAX_LOADER_WAIT_SHARE:g}: use more loader processes, or images nearer to their size"
+            words = f"above {MAX_LOADER_WAIT_SHARE:g}: use more threads (num_threads), or images nearer to their size"
             self._judge(step, _LOADER, wait, wait > MAX_LOADER_WAIT_SHARE, words)
 
     def of_the_model(self) -> dict[str, float]:

@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from align.config.model import ModelConfig
@@ -50,7 +52,7 @@ class Watch:
         self._first = state.step
         self._start = self._shown = time.monotonic()
         self._paused_s, self._temperature = 0.0, 0.0
-        self._tokens: list[int] = []
+        self._tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._operations: Operations | None = None
 
     def live(self) -> AbstractContextManager[Any]:
@@ -60,8 +62,7 @@ class Watch:
 
     def step(self, batch: Batch) -> None:
         """Prints a line if the last one is some seconds old; for its values the host waits."""
-        if batch.tokens is not None:
-            self._tokens = batch.tokens.lengths.tolist()
+        self._tokens = batch.tokens.lengths
         step, recipe, now = self._state.step, self._recipe, time.monotonic()
         if not self._ranks.leads or (now - self._shown < PROGRESS_INTERVAL_S and step != recipe.num_steps):
             return
@@ -135,7 +136,7 @@ class Watch:
             self._operations = operations = self._operations or count_operations(model.config, model.vocab_size)
             # a backward pass costs as much as two forward passes
             image, text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
-            of_a_pair = image * operations.image + text * statistics.fmean(map(operations.text, self._tokens))
+            of_a_pair = image * operations.image + text * statistics.fmean(map(operations.text, self._tokens.tolist()))
             metrics["train/mfu"] = self.pairs_per_s() * of_a_pair / (devices * self._device.device_tflops * 1e12)
         if self._device.price_per_hour is not None:
             metrics["train/cost"] = hours * self._device.price_per_hour

@@ -79,8 +79,7 @@ def compute_gradients(
         `align.training.state`.
     """
     model.zero_grad(set_to_none=True)
-    size = part_size(model, recipe, ranks.device, len(batch.texts))
-    assert batch.tokens is not None  # the loader of training makes them
+    size = part_size(model, recipe, ranks.device, len(batch.images))
     parts = (
         _image_parts(model, batch.images, batch.draws, size, ranks.device),
         _text_parts(model, batch.tokens, text_part_size(recipe, size, ranks.device), ranks.device),

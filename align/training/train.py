@@ -28,7 +28,8 @@ from align.model.dual_encoder import DualEncoder, load_model
 from align.model.library_towers import require_size
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
-from align.training.batches.batch import Augmentation, Sampling, Workers, one_ahead
+from align.training.batches.augmentation import Augmentation
+from align.training.batches.batch import one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.reading import STORE_PATIENCE_S
 from align.training.batches.samples import SampleSources
@@ -41,9 +42,6 @@ from align.training.ranks.sharding import shard, shards
 from align.training.state import Found, MetricRow, State, best_step, learning_rate_at, new_state
 from align.training.step import compute_gradients
 from align.training.validation import measure
-
-#: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
-MOST_LOADER_PROCESSES = 8
 
 #: The result of a run that has ended, beside its checkpoints.
 _SPEED = "speed.json"
@@ -223,25 +221,14 @@ def _loader(
 ) -> TrainLoader:
     recipe = plan.recipe
     return TrainLoader(
-        samples.train,
-        sampling=Sampling(recipe.seed, recipe.batch_size),
-        augmentation=Augmentation(
-            image_px=plan.model.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
-            crop_scale=recipe.crop_scale,
-            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=tokenizer,
+        [(samples.train, 1.0), *samples.extra],
+        Augmentation(
+            tokenizer, plan.model.image_px, model.vision_model.num_blocks, recipe.flip, recipe.crop_scale,
+            recipe.phrase_dropout, recipe.sentence_share,
         ),
-        extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
-        workers=Workers(loader_processes(recipe, ranks), pin=ranks.device.type == "cuda"),
+        seed=recipe.seed, batch_size=recipe.batch_size, rank=ranks.rank, world_size=ranks.world_size,
+        pin=ranks.device.type == "cuda",
     )  # fmt: skip
-
-
-def loader_processes(recipe: Recipe, ranks: Ranks) -> int:
-    """Those of a rank. On a CPU none by default: its threads share the cores with the computing anyway."""
-    if recipe.num_loader_processes is not None:
-        return recipe.num_loader_processes
-    if ranks.device.type == "cpu":
-        return 0
-    return max(1, min(torch.get_num_threads() - 1, MOST_LOADER_PROCESSES))  # its share of the cores, less its own
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import loss as loss_module
 from align.training import step as module
-from align.training.batches.batch import Batch
+from align.training.batches.batch import Batch, Tokens
 from align.training.ranks.process_group import Ranks
 from align.training.state import new_state
 from align.training.step import compute_gradients
 from tests.support import training_data
-from tests.support.training_data import MODEL, pretrain_config, tokenised
+from tests.support.training_data import MODEL, pretrain_config
 
 BATCH = 16
 THERE = torch.device("meta")
@@ -57,13 +57,14 @@ def whole_step(words, what, micro_batch):
     model = DualEncoder(MODEL, words.vocab_size).train()
     model.gradient_checkpointing = what
     state = new_state(model.to(THERE), recipe)
+    texts = ["a bar at the top", "red"] * (BATCH // 2)
     batch = Batch(
-        torch.zeros(BATCH, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8),
-        ["a bar at the top", "red"] * (BATCH // 2), torch.rand(BATCH, model.vision_model.num_blocks),
+        torch.zeros(BATCH, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8), texts,
+        torch.rand(BATCH, model.vision_model.num_blocks), Tokens.of(words.ids(texts), words.pad_id),
     )  # fmt: skip
     with Mixed() as mixed:
         state.optimiser.set_learning_rate(0.1)
-        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), tokenised(batch, words))
+        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), batch)
         state.update(gradients)
     assert {param.grad.device.type for param in model.parameters() if param.grad is not None} == {"meta"}
     assert gradients.loss.device.type == gradients.norm.device.type == "meta"

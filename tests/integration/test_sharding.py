@@ -24,7 +24,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training import state as state_module
 from align.training import step as step_module
 from align.training.acceleration import accelerated
-from align.training.batches.batch import Batch
+from align.training.batches.batch import Batch, Tokens
 from align.training.lamb import Lamb
 from align.training.ranks.buckets import gathered
 from align.training.ranks.process_group import launch
@@ -34,7 +34,7 @@ from align.training.step import compute_gradients
 from align.training.train import run
 from tests.support import lamb_reference, training_data
 from tests.support.rank_runs import Messages, ended_with, last
-from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config, tokenised
+from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config
 
 BATCH = 32
 SHORT = {
@@ -88,7 +88,7 @@ def gradients(tokenizer, case, ranks):
     with accelerated(model, config, ranks.device):
         if shards(config, ranks):
             shard(model, ranks)
-        found = compute_gradients(model, config, ranks, tokenised(_batch(model, ranks), words))
+        found = compute_gradients(model, config, ranks, _batch(model, words, ranks))
     return (
         float(found.loss),
         float(found.norm),
@@ -96,7 +96,7 @@ def gradients(tokenizer, case, ranks):
     )
 
 
-def _batch(model, ranks):
+def _batch(model, words, ranks):
     """This rank's share."""
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 255, (BATCH, 32, 32, 3), dtype=np.uint8))
@@ -104,7 +104,7 @@ def _batch(model, ranks):
     draws = torch.from_numpy(generator.random((BATCH, model.vision_model.num_blocks), dtype=np.float32))
     share = BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    return Batch(images[rows], texts[rows], draws[rows])
+    return Batch(images[rows], texts[rows], draws[rows], Tokens.of(words.ids(texts[rows]), words.pad_id))
 
 
 def lamb(ranks):

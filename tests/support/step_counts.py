@@ -25,11 +25,11 @@ from align.model.image_tower import ImageTower
 from align.model.tokenizer import TextTokenizer
 from align.pipeline.cards import Work
 from align.training import loss, step
-from align.training.batches.batch import Batch
+from align.training.batches.batch import Batch, Tokens
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import shard, shards
 from align.training.state import new_state
-from tests.support.training_data import MODEL, pretrain_config, tokenised
+from tests.support.training_data import MODEL, pretrain_config
 
 _HEAVY = frozenset({"convolution", "convolution_backward", "addmm", "mm", "empty", "new_empty", "empty_like"})
 
@@ -140,7 +140,8 @@ def count(tokenizer, **values):
             shard(model, ranks)
         images = torch.zeros(SHARE, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8)
         texts = [f"a bar at the top {'red ' * (row % 5)}" for row in range(SHARE)]
-        batch = tokenised(Batch(images, texts, torch.rand(SHARE, model.vision_model.num_blocks)), words)
+        draws = torch.rand(SHARE, model.vision_model.num_blocks)
+        batch = Batch(images, texts, draws, Tokens.of(words.ids(texts), words.pad_id))
         state = new_state(model, recipe)
         with StepCounts() as counts:
             step.compute_gradients(model, recipe, ranks, batch)

@@ -11,7 +11,6 @@ import torch
 from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.formats.shards import Sample
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
-from align.training.batches.batch import Tokens
 from align.training.plan import THIS_MACHINE, Monitoring, TrainingInputs, Work, make_plan
 from tests.support.shard_folder import write_shards
 from tests.support.tiny_model import TINY
@@ -38,7 +37,7 @@ RECIPE = {
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
     "num_threads": 1, "max_pairs": None, "extra_shards": [],
-    "on_corrupt_shard": "stop", "num_loader_processes": None,
+    "on_corrupt_shard": "stop",
 }  # fmt: skip
 
 
@@ -71,11 +70,6 @@ def plan(
         Work(recipe or pretrain_config(), model, TrainingInputs(shards, tokenizer, initial)), checkpoints,
         infrastructure=infrastructure, monitoring=Monitoring(log, health),
     )  # fmt: skip
-
-
-def tokenised(batch, words):
-    """The batch with the tokens of its texts, as the loader makes it."""
-    return replace(batch, tokens=Tokens.of(words.ids(batch.texts), words.pad_id))
 
 
 def assert_same(ours, theirs):

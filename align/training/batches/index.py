@@ -5,8 +5,6 @@ As Python tuples the offsets would take 307 bytes per image. This also keeps the
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from align.errors import CorruptError
 from align.formats.shards import MANIFEST, Manifest, Shard, SplitName, local_tar, read_offsets
 from align.interfaces.store import Tars
+from align.training.batches.order import starts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +41,9 @@ class SplitIndex:
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
-        """The index of a split.
+        """Makes the index of a split from the manifest in a folder; `tars` has the tars that are missing there.
 
-        Args:
-            folder: of the manifest.
-            manifest: of all splits.
-            name: of the split.
-            tars: the object store for tars missing from the folder.
-
-        Raises:
-            DataError: a shard of the manifest is missing from the folder, and `tars` is None.
+        Raises DataError: a tar is missing from the folder, and `tars` is None.
         """
 
         def uri(row: Shard) -> str:
@@ -60,21 +52,23 @@ class SplitIndex:
             return str(local_tar(folder, row, None).resolve())
 
         rows = manifest.splits[name].shards if name in manifest.splits else ()
-        uris = tuple(row.given or uri(row) for row in rows)
-        counts = np.array([row.num_images for row in rows], dtype=np.int64)
-        indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
-        given = manifest.left_out is not None
-        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, given)
+        return cls(
+            manifest=str((folder / MANIFEST).resolve()),
+            shards=tuple(row.given or uri(row) for row in rows),
+            counts=np.array([row.num_images for row in rows], dtype=np.int64),
+            indexes=tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows),
+            given=manifest.left_out is not None,
+        )
 
-    @cached_property
+    @property
     def num_images(self) -> int:
         """Samples in the split."""
-        return int(self.counts.sum())
+        return int(self.starts[-1])
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
         """(S + 1,) number of each shard's first sample, then the number of all samples."""
-        return np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+        return starts_of(self.counts)
 
     def read_offsets(self, shard: int) -> NDArray[np.int64]:
         """(n, 4) for the n samples of one shard: picture's offset and bytes, then its texts' (a json; or as `given`).
@@ -88,31 +82,3 @@ class SplitIndex:
         if offsets.shape != (num_images, 4):
             raise CorruptError(f"{path}: of another number of images than {MANIFEST} says; run `align shard` again")
         return offsets[: self.counts[shard]]
-
-
-class Offsets:
-    """A cache of the offsets of the shards used last; thread-safe.
-
-    Attributes:
-        num_kept: samples whose offsets are kept, at 32 bytes each; at least one shard's are.
-    """
-
-    def __init__(self, index: SplitIndex, num_kept: int) -> None:
-        self._index = index
-        self.num_kept = num_kept
-        self._of_shard: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
-        self._num_held = 0
-        self._lock = threading.Lock()
-
-    def of(self, shard: int) -> NDArray[np.int64]:
-        """The offsets of one shard, see `SplitIndex.read_offsets`."""
-        with self._lock:
-            if shard in self._of_shard:
-                self._of_shard.move_to_end(shard)
-                return self._of_shard[shard]
-            rows = self._index.read_offsets(shard)
-            self._of_shard[shard] = rows
-            self._num_held += len(rows)
-            while self._num_held > self.num_kept and len(self._of_shard) > 1:
-                self._num_held -= len(self._of_shard.popitem(last=False)[1])
-            return rows

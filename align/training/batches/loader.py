@@ -1,165 +1,99 @@
-"""Training batches, each a pure function of its step, prepared ahead by loader processes or by threads.
+"""Training batches, each a pure function of its step, prepared ahead in threads.
 
 Each epoch draws one of an image's texts; the last, incomplete batch of an epoch is dropped. A rank takes a contiguous
-part of every batch, so the global batch is the same for any number of ranks, processes and threads, and resuming needs
-no saved state.
-
-Loader processes are the workers of torch's DataLoader. The rows of the rank's part of each batch are divided among
-them, so a batch is ready when each has made its few, and few batches are in memory however many processes there are.
-torch's shared memory is in /dev/shm, where it has no name. They are spawned: a rank has threads, and a fork of it could
-wait for a lock that nobody holds. A process imports this module, so it imports no model.
+part of every batch, so the global batch is the same for any number of ranks and threads, and resuming needs no saved
+state. One thread plans what to read (offsets, the order of a new block), several read from the object store, and
+several decode, crop and tokenise, mostly without the GIL. A thread never waits for another one of its own pool.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import shutil
-import signal
 import threading
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.synchronize import Event
-from pathlib import Path
-from typing import Any, NamedTuple
+from itertools import islice
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from numpy.typing import NDArray
 
 from align.display.console import say
-from align.durable.processes import when_parent_ends
-from align.errors import AlignError, TrainingError
-from align.training.batches.batch import (
-    Arrays,
-    Augmentation,
-    Batch,
-    Rows,
-    Sampling,
-    Workers,
-    new_arrays,
-    num_bytes,
-    whole,
-)
-from align.training.batches.rows import AHEAD, RowMaker
+from align.errors import ConfigError, CorruptError
+from align.statistics.randomness import Purpose, keyed_bits
+from align.training.batches.augmentation import Augmentation, Draws
+from align.training.batches.batch import Batch, Tokens
+from align.training.batches.order import MAX_REPLACEMENTS, SHUFFLE_BLOCK, BlockOrder, Mixture
 from align.training.batches.samples import SplitSamples
-from align.training.ranks.endings import RestartError
 
-#: Batches that a process is asked for ahead.
-ASKED = 1
-#: Batches that shared memory holds: one is taken, ASKED wait, and AHEAD - 1 are in preparation beside.
-NUM_SLOTS = AHEAD + ASKED
-
-#: Signals that people and supervisors send to a whole group.
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
-class Part(NamedTuple):
-    """What a process says of its rows of one batch.
-
-    Attributes:
-        rows: all of them that does not lie in shared memory.
-        unreadable: a line for each sample that cannot be read and was replaced.
-    """
-
-    rows: Rows
-    unreadable: list[str]
+#: Batches prepared ahead of the step that needs them.
+AHEAD = 2
+#: The smallest number of samples that a thread takes at a time.
+_SAMPLES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Parts(IterableDataset[Part | AlignError]):
-    """The rows of a rank's part of each batch, divided evenly among the workers of a DataLoader; picklable.
+class _Source:
+    """A split with random numbers, an order and epochs of its own."""
+
+    samples: SplitSamples
+    seed: int
+    order: BlockOrder
+    epoch_images: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """R rows of a batch that come from one epoch of one source.
 
     Attributes:
-        sources: functions that open the splits, with their weights.
-        sampling, augmentation: see `RowMaker`.
-        share: the first of the global batch's rows that the rank has, and the first that it has not.
-        steps: the first one, and the first that is not made.
-        slots: NUM_SLOTS times the arrays of the share, in shared memory.
-        told: that the rank was told to end, so no read waits for an unavailable store.
+        rows: of the rank's share.
+        samples: their numbers in the source.
+        reads: what is being read from the object store, by the sample's number.
+        positions: (R,) in the epoch.
     """
 
-    sources: tuple[tuple[Callable[[], SplitSamples], float], ...]
-    sampling: Sampling
-    augmentation: Augmentation
-    share: tuple[int, int]
-    steps: tuple[int, int]
-    slots: list[list[Tensor]]
-    told: Event
-
-    def slot(self, step: int) -> list[Tensor]:
-        """The memory of a step's batch."""
-        return self.slots[(step - self.steps[0]) % NUM_SLOTS]
-
-    def __iter__(self) -> Iterator[Part | AlignError]:
-        """In a process: its part of each step, in order. An error is a value: torch would change its words."""
-        worker = get_worker_info()
-        assert worker is not None
-        num_rows = self.share[1] - self.share[0]
-        begin, end = (num_rows * number // worker.num_workers for number in (worker.id, worker.id + 1))
-        unreadable: deque[str] = deque()
-        try:
-            sources = [(opened(), weight) for opened, weight in self.sources]
-            for samples, _ in sources:
-                samples.tars.stopped = self.told.is_set
-                if worker.id:
-                    samples.tars.tell = as_it_is  # all wait for the same store: the first process says so
-            maker = RowMaker(
-                sources, self.sampling, self.augmentation, (self.share[0] + begin, self.share[0] + end),
-                1, unreadable.append,
-            )  # fmt: skip
-            for _, rows in maker.made(
-                *self.steps, lambda step: Arrays._make(array[begin:end].numpy() for array in self.slot(step))
-            ):
-                yield Part(rows, [unreadable.popleft() for _ in range(len(unreadable))])
-        except AlignError as error:
-            yield error
+    source: _Source
+    epoch: int
+    rows: list[int]
+    samples: list[int]
+    reads: dict[int, Future[bytes]]
+    positions: NDArray[np.int64]
+    draws: Draws
 
 
-def as_it_is(value: Any) -> Any:
-    """For torch, which would make tensors of all that a process sends."""
-    return value
+class _Unfinished:
+    """A batch of N rows. Each job fills some of them, and returns how many of those hold a replacement."""
 
+    def __init__(self, num_rows: int, augmentation: Augmentation, *, pin: bool) -> None:
+        side_px = augmentation.image_px
+        self.images = torch.empty((num_rows, side_px, side_px, 3), dtype=torch.uint8, pin_memory=pin)
+        self.draws = torch.empty((num_rows, augmentation.num_draws), dtype=torch.float32, pin_memory=pin)
+        self.texts = [""] * num_rows
+        self.ids: list[list[int]] = [[]] * num_rows
+        self.jobs: list[Future[int]] = []
+        self._pad_id, self._pin = augmentation.tokenizer.pad_id, pin
 
-def alone(_: int) -> None:
-    """Lets this process end with the rank, however that ends, and leave the rank's group.
-
-    Signals to the group (Ctrl-C, a flow that is cancelled) must not end it while the rank still finishes its step. It
-    forgets those until now: the rank blocked them at the start.
-    """
-    when_parent_ends(partial(os._exit, 0))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other loader processes have the other cores
-    os.setsid()
-    for number in GROUP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
-    for number in GROUP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
-_SHARED = Path("/dev/shm")
-_WITHOUT = "num_loader_processes: 0 does without"
-
-#: Seconds after which a rank that waits for a batch asks whether it was told to end.
-_POLL_S = 0.2
+    def finished(self) -> Batch:
+        """Waits for all jobs. Raises what one of them raised."""
+        wait(self.jobs, return_when=FIRST_EXCEPTION)  # not one by one: this thread would take the GIL each time
+        num_quarantined = sum(job.result() for job in self.jobs)
+        tokens = Tokens.of(self.ids, self._pad_id, pin=self._pin)
+        return Batch(self.images, self.texts, self.draws, tokens, num_quarantined)
 
 
 class TrainLoader:
     """Training batches.
 
     Args:
-        samples: the split.
-        sampling: which samples each batch holds.
+        sources: splits with their weights.
         augmentation: what is drawn for each sample.
-        extra: more splits with their weights; the weight of `samples` is 1.
+        seed: of the run.
+        batch_size: of the global batch.
         rank, world_size: select this process's part of each batch.
-        workers: who makes the batches.
+        pin: whether batches lie in page-locked memory, from which a GPU copies while the host works.
 
     Attributes:
         wait_s: seconds that `batches` has kept its caller waiting.
@@ -170,79 +104,106 @@ class TrainLoader:
     """
 
     def __init__(
-        self, samples: SplitSamples, *, sampling: Sampling, augmentation: Augmentation,
-        extra: Sequence[tuple[SplitSamples, float]] = (), rank: int = 0, world_size: int = 1,
-        workers: Workers = Workers(),  # noqa: B008 (frozen)
+        self, sources: Sequence[tuple[SplitSamples, float]], augmentation: Augmentation, *, seed: int, batch_size: int,
+        rank: int = 0, world_size: int = 1, pin: bool = False,
     ) -> None:  # fmt: skip
-        self._sources = [(samples, 1.0), *extra]
-        self._augmentation = augmentation
-        self._sampling, self._workers = sampling, workers
-        share = sampling.batch_size // world_size
-        self._share = (rank * share, (rank + 1) * share)
-        threads = torch.get_num_threads()
-        self._maker = RowMaker(self._sources, sampling, augmentation, self._share, threads, self._report)
+        self._batch_size, self._augmentation, self._pin = batch_size, augmentation, pin
+        share = batch_size // world_size
+        self._share = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
+        self._num_threads = torch.get_num_threads()
+        self._mixture = Mixture(seed, [weight for _, weight in sources])
+        self._sources = _sources([samples for samples, _ in sources], self._mixture.shares, seed, batch_size)
         self.wait_s, self.num_quarantined = 0.0, 0
         self._lock, self._reported = threading.Lock(), set[str]()
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0 over all epochs."""
-        with closing(self.batches(step, step + 1)) as batches:
-            return next(batches)
-
     def batches(self, first_step: int, num_steps: int) -> Generator[Batch]:
-        """The batches of steps `first_step` to `num_steps`; AHEAD of them are in preparation.
+        """The batches of steps `first_step` to `num_steps`, counted from 0 over all epochs; AHEAD are in preparation.
 
         Raises:
             CorruptError: a sample cannot be read and `on_corrupt` is "stop", or no replacement can be read either.
             DataError: a tar is gone.
             ServiceError: the store was unavailable for longer than `patience_s`.
-            RestartError: a loader process has died.
-            TrainingError: loader processes cannot be started.
         """
-        making = self._in_processes if self._workers.num_processes else self._in_threads
-        with closing(making(first_step, num_steps)) as made:
-            while True:
-                start = time.monotonic()
-                batch = next(made, None)
-                self.wait_s += time.monotonic() - start
-                if batch is None:
-                    return
-                self.num_quarantined += batch.num_quarantined
-                yield batch
-
-    def _in_threads(self, first_step: int, num_steps: int) -> Generator[Batch]:
-        num_rows, tokenizer, pin = self._share[1] - self._share[0], self._augmentation.tokenizer, self._workers.pin
-        with closing(self._maker.made(
-            first_step, num_steps, lambda _: new_arrays(num_rows, self._augmentation, pin=pin)
-        )) as made:  # fmt: skip
-            for arrays, rows in made:
-                yield whole(arrays, rows, tokenizer, pin=pin)
-
-    def _in_processes(self, first_step: int, num_steps: int) -> Generator[Batch]:
-        number, told = self._workers.num_processes, multiprocessing.get_context("spawn").Event()
-        parts = Parts(
-            sources=tuple((samples.elsewhere(number), weight) for samples, weight in self._sources),
-            sampling=self._sampling, augmentation=self._augmentation, share=self._share,
-            steps=(first_step, num_steps),
-            slots=shared_slots(self._share[1] - self._share[0], self._augmentation), told=told,
-        )  # fmt: skip
-        made = made_by_processes(parts, self._report, num_processes=number, pin=self._workers.pin)
-        taker = ThreadPoolExecutor(1, thread_name_prefix="loader-take")
-        waiting: deque[Future[Batch]] = deque()
-        step = first_step
+        tars = [source.samples.tars for source in self._sources]
+        sizes = {"plan": 1, "read": max(each.num_connections for each in tars), "decode": self._num_threads}
+        plan, read, decode = pools = [ThreadPoolExecutor(size, f"loader-{name}") for name, size in sizes.items()]
+        for each in tars:
+            each.closed.clear()
+        steps, waiting = iter(range(first_step, num_steps)), deque[Future[_Unfinished]]()
         try:
-            while step < num_steps or waiting:
-                while step < num_steps and len(waiting) < AHEAD:
-                    waiting.append(taker.submit(next, made))
-                    step += 1
-                while not wait([waiting[0]], _POLL_S).done:
-                    if any(samples.tars.stopped() for samples, _ in self._sources):
-                        told.set()
-                yield waiting.popleft().result()
+            while True:
+                for step in islice(steps, AHEAD - len(waiting)):
+                    batch = _Unfinished(len(self._share), self._augmentation, pin=self._pin)
+                    waiting.append(plan.submit(self._begin, batch, step, read, decode))
+                if not waiting:
+                    return
+                start = time.monotonic()
+                made = waiting.popleft().result().finished()
+                self.wait_s += time.monotonic() - start
+                self.num_quarantined += made.num_quarantined
+                yield made
         finally:
-            told.set()
-            taker.shutdown(cancel_futures=True)
-            made.close()
+            for each in tars:
+                each.closed.set()
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(
+        self, batch: _Unfinished, step: int, read: ThreadPoolExecutor, decode: ThreadPoolExecutor
+    ) -> _Unfinished:
+        for part in self._parts(step, read):
+            batch.draws.numpy()[part.rows] = part.draws[Purpose.DEPTH]
+            # A few jobs per thread, so that all threads end together; a job costs as much as a tenth of a picture.
+            size = max(_SAMPLES_AT_ONCE, len(part.rows) // (4 * self._num_threads))
+            for start in range(0, len(part.rows), size):
+                some = range(start, min(start + size, len(part.rows)))
+                batch.jobs.append(decode.submit(self._fill, batch, part, some))
+        return batch
+
+    def _parts(self, step: int, read: ThreadPoolExecutor) -> Iterator[_Part]:
+        """The samples of the rank's share of a batch; begins to read those that are in the object store."""
+        sources, numbers = self._mixture.locate(self._share + step * self._batch_size)
+        sizes = np.array([source.epoch_images for source in self._sources], dtype=np.int64)[sources]
+        epochs, positions = numbers // sizes, numbers % sizes
+        for number, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
+            rows, source = np.flatnonzero((sources == number) & (epochs == epoch)), self._sources[number]
+            samples = source.order.samples(epoch, positions[rows]).tolist()
+            reads = {each: read.submit(source.samples.read, each) for each in samples if source.samples.waits(each)}
+            draws = self._augmentation.draw(source.seed, epoch, positions[rows])
+            yield _Part(source, epoch, rows.tolist(), samples, reads, positions[rows], draws)
+
+    def _fill(self, batch: _Unfinished, part: _Part, some: range) -> int:
+        """Fills some rows of a batch; returns in how many another sample replaces an unreadable one."""
+        images, num_replaced = batch.images.numpy(), 0
+        scratch = np.empty(12 * part.source.samples.resize_px**2, dtype=np.uint8)  # pixels of twice the side
+        rows = part.rows[some.start : some.stop]
+        for index, row in zip(some, rows, strict=True):
+            image, texts, is_replaced = self._load(part, index, scratch)
+            num_replaced += is_replaced
+            self._augmentation.crop(image, images[row], part.draws, index)
+            batch.texts[row] = self._augmentation.text(texts, part.draws, index)
+        for row, ids in zip(rows, self._augmentation.tokenizer.ids([batch.texts[row] for row in rows]), strict=True):
+            batch.ids[row] = ids
+        return num_replaced
+
+    def _load(self, part: _Part, index: int, scratch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str], bool]:
+        """The image and the texts of a sample, or of one that replaces it; and whether it was replaced."""
+        samples, sample = part.source.samples, part.samples[index]
+        data = part.reads[sample].result() if sample in part.reads else None
+        try:
+            return *samples.load(sample, data, scratch), False
+        except CorruptError as error:
+            if samples.on_corrupt == "stop":
+                raise
+            self._report(str(error))
+        for other in part.source.order.replacements(part.epoch, int(part.positions[index])).tolist():
+            try:
+                return *samples.load(other, scratch=scratch), True
+            except CorruptError as error:
+                self._report(str(error))
+        raise CorruptError(
+            f"{samples.index.manifest}: {MAX_REPLACEMENTS} samples of one block cannot be read; run `align shard` again"
+        )
 
     def _report(self, error: str) -> None:
         """Reports, once per tar, that it has samples which cannot be read."""
@@ -254,88 +215,17 @@ class TrainLoader:
             say(f"quarantined; other samples replace those of this tar that cannot be read: {error}")
 
 
-def shared_slots(num_rows: int, augmentation: Augmentation) -> list[list[Tensor]]:
-    """Shared memory for NUM_SLOTS batches of N rows; all of it is there, since copying touches each page.
-
-    Raises:
-        TrainingError: there is too little: a page that is missing would end the process that touches it.
-    """
-    size = NUM_SLOTS * num_bytes(num_rows, augmentation)
-    if _SHARED.is_dir() and (free := shutil.disk_usage(_SHARED).free) < size:
-        raise TrainingError(
-            f"{_SHARED} has {free / 2**20:,.0f} MiB for the batches of loader processes, which need "
-            f"{size / 2**20:,.0f}; {_WITHOUT}, and a smaller batch_size or more ranks need less"
-        )
-    slots = [[torch.from_numpy(array) for array in new_arrays(num_rows, augmentation)] for _ in range(NUM_SLOTS)]
-    for tensor in (tensor for slot in slots for tensor in slot):
-        tensor.share_memory_()  # type: ignore[no-untyped-call]
-    return slots
-
-
-def made_by_processes(
-    parts: Parts, report: Callable[[str], None], *, num_processes: int, pin: bool
-) -> Generator[Batch]:
-    """Makes batches in order, each in memory of its own. The end of the generator is that of the processes.
-
-    A thread that is not the main one has to start it: else torch would raise a process's death in the middle of
-    whatever the main thread does.
-
-    Args:
-        parts: of the batches.
-        report: takes the words of each sample that cannot be read and was replaced.
-        num_processes: at most one for each row is started.
-        pin: whether batches lie in page-locked memory.
-
-    Raises:
-        TrainingError: this machine cannot start the processes.
-        RestartError: a process has died.
-        AlignError: what a process could not make its rows for.
-    """
-    num_rows = parts.share[1] - parts.share[0]
-    num_processes = min(num_processes, num_rows)
-    workers = _started(parts, num_processes)
-    try:
-        for step in range(*parts.steps):
-            made = [_next(workers) for _ in range(num_processes)]
-            for line in (line for part in made for line in part.unreadable):
-                report(line)
-            arrays = new_arrays(num_rows, parts.augmentation, pin=pin)
-            for ours, theirs in zip(arrays, parts.slot(step), strict=True):
-                torch.from_numpy(ours).copy_(theirs)  # without the GIL
-            rows = Rows(
-                [text for part in made for text in part.rows.texts], [ids for part in made for ids in part.rows.ids],
-                sum(part.rows.num_quarantined for part in made),
-            )  # fmt: skip
-            yield whole(arrays, rows, parts.augmentation.tokenizer, pin=pin)
-    finally:
-        workers._shutdown_workers()  # type: ignore[attr-defined]  # else they live as long as an error's traceback
-
-
-def _started(parts: Parts, number: int) -> Iterator[Part | AlignError]:
-    """Starts the processes. What is sent to the group meanwhile must not end them, see `alone`."""
-    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # as many as params.yaml says
-    loader = DataLoader(
-        parts, batch_size=None, num_workers=number, collate_fn=as_it_is, prefetch_factor=ASKED,
-        worker_init_fn=alone, multiprocessing_context="spawn", generator=torch.Generator(),
-    )  # fmt: skip
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
-    try:
-        return iter(loader)
-    except OSError as error:
-        raise TrainingError(f"loader processes cannot be started ({error.strerror}); {_WITHOUT}") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _next(workers: Iterator[Part | AlignError]) -> Part:
-    try:
-        part = next(workers)
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
-            raise
-        raise RestartError(
-            f"a loader process has died, perhaps for memory: {error}; run the stage again to resume"
-        ) from None
-    if isinstance(part, AlignError):
-        raise part
-    return part
+def _sources(splits: Sequence[SplitSamples], shares: NDArray[np.float64], seed: int, batch_size: int) -> list[_Source]:
+    # Each source has its own random numbers; the first one's are those of a run without others.
+    bits = keyed_bits(seed, 0, Purpose.MIXTURE, np.arange(len(splits), dtype=np.int64), 1)[:, 0] >> np.uint64(33)
+    sources = []
+    for samples, own, share in zip(splits, [seed, *bits[1:].tolist()], shares, strict=True):
+        if samples.num_images < share * batch_size:
+            raise ConfigError(
+                f"batch_size {batch_size} is more than the {samples.num_images} training images: lower it, or keep "
+                "more" + (f", or lower the weight of {samples.index.manifest}" if len(splits) > 1 else "")
+            )
+        # Where several are mixed, no batch ends with an epoch, so none is incomplete.
+        whole = samples.num_images // batch_size * batch_size if len(splits) == 1 else samples.num_images
+        sources.append(_Source(samples, own, BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK), whole))
+    return sources

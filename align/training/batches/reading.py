@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 from align.display.console import say
 from align.errors import DataError, ServiceError, StoppedWaitingError
@@ -20,69 +19,15 @@ STORE_PATIENCE_S = 300.0
 
 #: Files kept open; of 180,000 shards not all can be.
 _OPEN_FILES = 256
-#: Samples of an object are read together if the gap between them is at most this: a request takes as long.
-_GAP_BYTES = 1 << 16
-#: The longest joint read.
-_MOST_BYTES = 1 << 23
 #: Seconds before a failed read of an object is retried: doubled each time, from the first number to the second.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 #: Seconds between two lines about an unavailable store.
 _SAY_EVERY_S = 30.0
 
 
-class SampleLocation(NamedTuple):
-    """Where one sample is stored: the number of its shard, and offsets and sizes of its two files in bytes."""
-
-    sample: int
-    shard: int
-    jpg: int
-    jpg_bytes: int
-    json: int
-    json_bytes: int
-
-    def span(self) -> Span:
-        """The one read that covers both files, which are neighbours."""
-        end = max(self.jpg + self.jpg_bytes, self.json + self.json_bytes)
-        return Span(self.shard, min(self.jpg, self.json), end, [self.sample])
-
-
-@dataclass
-class Span:
-    """One read, for one or more samples.
-
-    Attributes:
-        shard: number of the tar.
-        begin, end: in bytes.
-        samples: numbers of the samples that it covers.
-    """
-
-    shard: int
-    begin: int
-    end: int
-    samples: list[int]
-
-
 def is_remote(uri: str) -> bool:
     """Whether a tar is read by range requests."""
     return "://" in uri
-
-
-def joined(parts: Iterable[Span]) -> list[Span]:
-    """The reads that cover all these; neighbours, and near neighbours, share one."""
-    spans: list[Span] = []
-    for span in sorted(parts, key=lambda span: (span.shard, span.begin)):
-        last = spans[-1] if spans else None
-        if (
-            last is not None
-            and last.shard == span.shard
-            and span.begin <= last.end + _GAP_BYTES
-            and span.end - last.begin <= _MOST_BYTES
-        ):
-            last.end = max(last.end, span.end)
-            last.samples += span.samples
-        else:
-            spans.append(span)
-    return spans
 
 
 class TarBytes:
@@ -96,38 +41,30 @@ class TarBytes:
         num_connections: how many threads may read from the store at a time.
         tell: takes lines about an unavailable store.
         stopped: asked while a read waits for the store; the read gives up when it returns True.
+        closed: set when nobody needs the reads that wait for the store: they give up.
     """
 
     def __init__(self, store: Tars | None, patience_s: float) -> None:
         self._store, self._patience_s = store, patience_s
         self.num_connections = store.num_connections if store else 1
-        self._opened = lru_cache(_OPEN_FILES)(_File)
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._said = 0.0
         self.tell: Callable[[str], None] = say
         self.stopped: Callable[[], bool] = lambda: False
+        self.closed = threading.Event()
+        self._opened = lru_cache(_OPEN_FILES)(_File)
+        self._lock, self._said = threading.Lock(), -math.inf
 
     def read(self, uri: str, begin: int, end: int) -> bytes:
-        """Bytes `begin` to `end`; fewer if the tar ends before.
+        """Reads bytes `begin` to `end`; fewer if the tar ends before.
 
         Raises:
             DataError: no such file or object.
             ServiceError: the store was unavailable for longer than `patience_s`; StoppedWaitingError if this process
                 was told to stop before.
         """
-        if not is_remote(uri):
-            file = self._opened(uri)
-            return os.pread(file.descriptor, end - begin, begin)
-        return self._read_object(uri, begin, end - begin)
-
-    def close(self) -> None:
-        """Makes reads that wait for the store give up."""
-        self._closed.set()
-
-    def reopen(self) -> None:
-        """Allows reads again after `close`."""
-        self._closed.clear()
+        if is_remote(uri):
+            return self._read_object(uri, begin, end - begin)
+        file = self._opened(uri)
+        return os.pread(file.descriptor, end - begin, begin)
 
     def _read_object(self, uri: str, begin: int, size: int) -> bytes:
         assert self._store is not None, uri
@@ -141,21 +78,16 @@ class TarBytes:
                 pause_s = pause * random.uniform(0.5, 1.0)
                 if spent + pause_s > self._patience_s:
                     raise ServiceError(f"{error} (tried for {spent:.0f} s)") from None
-                self._unavailable(f"{error}; retrying for {self._patience_s - spent:.0f} s")
+                with self._lock:
+                    due = time.monotonic() - self._said > _SAY_EVERY_S
+                    self._said = time.monotonic() if due else self._said
+                if due:
+                    self.tell(f"{error}; retrying for {self._patience_s - spent:.0f} s")
                 until = time.monotonic() + pause_s
                 while (left_s := until - time.monotonic()) > 0:
-                    if self._closed.wait(min(left_s, 1.0)) or self.stopped():
+                    if self.closed.wait(min(left_s, 1.0)) or self.stopped():
                         raise StoppedWaitingError(str(error)) from None
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    def _unavailable(self, line: str) -> None:
-        """Says so, unless it has been said not long ago."""
-        with self._lock:
-            now = time.monotonic()
-            due = not self._said or now - self._said > _SAY_EVERY_S
-            self._said = now if due else self._said
-        if due:
-            self.tell(line)
 
 
 class _File:

@@ -9,10 +9,10 @@ by the store when it copies one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,9 @@ from align.errors import CorruptError, DataError
 from align.formats.sample_texts import texts_in
 from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
-from align.training.batches.index import Offsets, SplitIndex
-from align.training.batches.reading import SampleLocation, Span, TarBytes, is_remote, joined
+from align.training.batches.index import SplitIndex
+from align.training.batches.order import SHUFFLE_BLOCK
+from align.training.batches.reading import TarBytes, is_remote
 
 #: The decoded images of a split are kept in memory if they all fit into this many bytes.
 CACHE_BYTES = 2**30
@@ -31,10 +32,23 @@ CACHE_BYTES = 2**30
 #: Threads that read samples which are all asked for at once; a request of a store takes as long as decoding some.
 _READERS = 8
 
-#: The offsets of this many samples are kept, unless `expect_block` asks for more.
-_OFFSETS_KEPT = 1 << 20
-
 OnCorrupt = Literal["stop", "quarantine"]
+
+
+class _Place(NamedTuple):
+    """Where a sample is: its tar, its number there, and offset and size of its two files, which are neighbours."""
+
+    tar: str
+    number: int
+    jpg: int
+    jpg_bytes: int
+    text: int
+    text_bytes: int
+
+    @property
+    def begin(self) -> int:
+        """Offset of the first file."""
+        return min(self.jpg, self.text)
 
 
 class SplitSamples:
@@ -50,82 +64,39 @@ class SplitSamples:
 
     Attributes:
         tars: reads the bytes.
-        any_remote: whether some tars are read from the store.
     """
 
     def __init__(
         self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
         on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
     ) -> None:  # fmt: skip
-        opens = partial(SplitSamples, index, resize_px, store, patience_s=patience_s, on_corrupt=on_corrupt)
-        self._elsewhere = partial(_opened, opens, cache_bytes)
-        self.index = index
-        self.on_corrupt = on_corrupt
+        self.index, self.resize_px, self.on_corrupt = index, resize_px, on_corrupt
         self.num_images = index.num_images
-        self.any_remote = any(is_remote(uri) for uri in index.shards)
+        self._any_remote = any(map(is_remote, index.shards))
         self.tars = TarBytes(store, patience_s)
-        self.resize_px = resize_px
-        self._offsets = Offsets(index, _OFFSETS_KEPT)
-        fits = self.num_images * resize_px * resize_px * 3 <= cache_bytes
-        shape = (self.num_images if fits else 0, resize_px, resize_px, 3)
-        self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
-        self._texts: list[list[str] | None] = [None] * (self.num_images if fits else 0)
-        self._cached = np.zeros(len(self._images), dtype=bool)
+        # The order jumps about within a block: kept are the offsets of two blocks' shards, at 32 bytes an image.
+        num_shards = 2 + 2 * SHUFFLE_BLOCK * len(index.shards) // max(1, self.num_images)
+        self._offsets = lru_cache(num_shards)(index.read_offsets)
+        num_kept = self.num_images if self.num_images * resize_px * resize_px * 3 <= cache_bytes else 0
+        self._images: NDArray[np.uint8] = np.empty((num_kept, resize_px, resize_px, 3), dtype=np.uint8)
+        self._texts: list[list[str] | None] = [None] * num_kept  # where the image is kept, too
 
-    def elsewhere(self, number: int) -> Callable[[], SplitSamples]:
-        """A picklable function that opens the same split in each of several processes.
+    def waits(self, sample: int) -> bool:
+        """Whether loading a sample waits for the object store: it is neither in memory nor in a file."""
+        return self._any_remote and self._kept_texts(sample) is None and is_remote(self._place(sample).tar)
 
-        They share the memory for decoded images, and the connections to the store, evenly.
-        """
-        return partial(self._elsewhere, number=number)
-
-    def expect_block(self, block: int) -> None:
-        """Announces that reads jump about within blocks of this many samples: two blocks' offsets are kept."""
-        self._offsets.num_kept = max(_OFFSETS_KEPT, 2 * block)
-
-    def locations(self, samples: NDArray[np.int64]) -> list[SampleLocation]:
-        """(B,) numbers of samples -> where each is stored, in the same order."""
-        shards = np.searchsorted(self.index.starts, samples, side="right") - 1
-        rows = np.empty((len(samples), 6), dtype=np.int64)
-        rows[:, 0], rows[:, 1] = samples, shards
-        for shard in np.unique(shards):
-            in_shard = shards == shard
-            rows[in_shard, 2:] = self._offsets.of(int(shard))[samples[in_shard] - self.index.starts[shard]]
-        return [SampleLocation(*row) for row in rows.tolist()]
-
-    def location(self, sample: int) -> SampleLocation:
-        """Where one sample is stored."""
-        return self.locations(np.array([sample], dtype=np.int64))[0]
-
-    def spans(self, locations: list[SampleLocation]) -> list[Span]:
-        """The reads of the object store that these samples need, without those in memory or in files.
-
-        A request takes as long as reading 100 KB, so neighbours share one; a positioned read of a file costs almost
-        nothing.
-        """
-        cached = self._cached
-        return joined(
-            location.span() for location in locations
-            if is_remote(self.index.shards[location.shard]) and not (len(cached) and cached[location.sample])
-        )  # fmt: skip
-
-    def fetch(self, span: Span) -> bytes:
-        """Reads a span. Raises DataError if there is no such tar, ServiceError if the store stays unavailable."""
-        return self.tars.read(self.index.shards[span.shard], span.begin, span.end)
+    def read(self, sample: int) -> bytes:
+        """Reads a sample's two files. Raises as `TarBytes.read`."""
+        return self._read(self._place(sample))
 
     def load(
-        self,
-        location: SampleLocation,
-        data: bytes | None = None,
-        begin: int = 0,
-        scratch: NDArray[np.uint8] | None = None,
+        self, sample: int, data: bytes | None = None, scratch: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.uint8], list[str]]:
         """An image and all its kept texts.
 
         Args:
-            location: of the sample.
-            data: bytes of the tar that contain it; None reads them, unless the sample is in memory.
-            begin: offset of `data` in the tar.
+            sample: its number in the order of the manifest.
+            data: what `read` gave; None reads it, unless the sample is in memory.
             scratch: memory to decode into, see `align.model.preprocess.decode`.
 
         Returns:
@@ -134,37 +105,30 @@ class SplitSamples:
         Raises:
             CorruptError: the sample cannot be read; the message names the tar.
         """
-        sample = location.sample
-        known = self._texts[sample] if len(self._cached) and self._cached[sample] else None
-        if known is not None:
-            cached: NDArray[np.uint8] = self._images[sample]
-            return cached, known
-        if data is None:
-            span = location.span()
-            data, begin = self.fetch(span), span.begin
+        if (kept := self._kept_texts(sample)) is not None:
+            return self._images[sample], kept
+        place = self._place(sample)
+        data = self._read(place) if data is None else data
         try:
-            image = decode(_file_in(data, location.jpg - begin, location.jpg_bytes), self.resize_px, scratch)
-            file = _file_in(data, location.json - begin, location.json_bytes)
-            texts = _texts(file, self.index)
-            if self.index.cut and sample == self.num_images - 1:
-                texts = texts[: self.index.cut[1]]
+            image = decode(_file_in(data, place.jpg - place.begin, place.jpg_bytes), self.resize_px, scratch)
+            texts = _texts(_file_in(data, place.text - place.begin, place.text_bytes), self.index)
         except DataError as error:
-            tar, number = self.index.shards[location.shard], sample - int(self.index.starts[location.shard])
             remedy = "" if self.index.given else "; run `align shard` again"
-            raise CorruptError(f"{tar}: sample {number}: {error}{remedy}") from None
-        if len(self._cached):
+            raise CorruptError(f"{place.tar}: sample {place.number}: {error}{remedy}") from None
+        if self.index.cut and sample == self.num_images - 1:
+            texts = texts[: self.index.cut[1]]
+        if self._texts:
             self._images[sample] = image
-            self._texts[sample] = texts
-            self._cached[sample] = True  # last: another thread may check it
+            self._texts[sample] = texts  # last: another thread may look for it
         return image, texts
 
     def image(self, sample: int) -> NDArray[np.uint8]:
         """(resize_px, resize_px, 3) of one sample, see `load`."""
-        return self.load(self.location(sample))[0]
+        return self.load(sample)[0]
 
     def texts(self, sample: int) -> list[str]:
         """The texts of one sample, see `load`."""
-        return self.load(self.location(sample))[1]
+        return self.load(sample)[1]
 
     def texts_of(self, samples: NDArray[np.int64]) -> Iterator[list[str]]:
         """The texts of each of (N,) samples, read by several threads."""
@@ -176,6 +140,19 @@ class SplitSamples:
         In quarantine mode a sample that cannot be read is replaced by the next one that can.
         """
         return in_threads(lambda sample: centre_crop(self._readable(sample), image_px), samples.tolist(), _READERS)
+
+    def _place(self, sample: int) -> _Place:
+        shard = int(self.index.starts.searchsorted(sample, side="right")) - 1
+        number = sample - int(self.index.starts[shard])
+        return _Place(self.index.shards[shard], number, *self._offsets(shard)[number].tolist())
+
+    def _read(self, place: _Place) -> bytes:
+        end = max(place.jpg + place.jpg_bytes, place.text + place.text_bytes)
+        return self.tars.read(place.tar, place.begin, end)
+
+    def _kept_texts(self, sample: int) -> list[str] | None:
+        """The texts of a sample that is in memory."""
+        return self._texts[sample] if self._texts else None
 
     def _readable(self, sample: int) -> NDArray[np.uint8]:
         for step in range(self.num_images):
@@ -212,16 +189,10 @@ class SampleSources:
 
 
 def first_pairs(index: SplitIndex, num_pairs: Sequence[int], most: int, store: Tars | None) -> SplitIndex:
-    """The first pairs of a split, in the order of its shards; of its last picture perhaps some texts only.
+    """Cuts a split after `most` pairs, in the order of its shards; of its last picture perhaps some texts stay.
 
-    Args:
-        index: of the whole split.
-        num_pairs: of each shard.
-        most: so many pairs, unless the split has fewer.
-        store: the object store for tars missing from the folder.
-
-    Raises:
-        DataError, CorruptError, ServiceError: the shard that is cut cannot be read.
+    A split that has fewer stays as it is; `num_pairs` are those of each shard, `store` has tars that are no files.
+    Raises DataError, CorruptError or ServiceError: the shard that is cut cannot be read.
     """
     ends = np.cumsum(num_pairs)
     if most >= ends[-1]:
@@ -238,12 +209,6 @@ def first_pairs(index: SplitIndex, num_pairs: Sequence[int], most: int, store: T
             )
         left -= len(texts)
     raise CorruptError(f"{index.shards[shard]}: fewer pairs than {index.manifest} says; run `align shard` again")
-
-
-def _opened(opens: Callable[..., SplitSamples], cache_bytes: int, number: int) -> SplitSamples:
-    samples = opens(cache_bytes=cache_bytes // number)
-    samples.tars.num_connections = -(-samples.tars.num_connections // number)
-    return samples
 
 
 def _file_in(data: bytes, begin: int, size: int) -> bytes:

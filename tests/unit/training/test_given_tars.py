@@ -16,7 +16,7 @@ from align.model.tokenizer import TextTokenizer
 from align.services.files.files import StoreFiles
 from align.training import finetune, fit_tokenizer, pretrain
 from align.training import given_tars as module
-from align.training.batches.batch import Augmentation, Sampling
+from align.training.batches.augmentation import Augmentation
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
@@ -68,7 +68,8 @@ def test_the_tars_are_read_once_and_stay_as_they_are(project, monkeypatch, capsy
         read_manifest(folder)
 
 
-def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(project):
+def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(project, data):
+    words = TextTokenizer.load(data[1], 16)
     tar = project / "tars/00001.tar"
     data, cut = tar.read_bytes(), given_tars.picture(22, "PNG")
     tar.write_bytes(data.replace(cut, cut[:60] + bytes(len(cut) - 60)))  # its header stays
@@ -85,9 +86,8 @@ def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(pr
 
     def rows(rank, world_size):
         loader = TrainLoader(
-            SplitSamples(index, 36, on_corrupt="quarantine", cache_bytes=0),
-            sampling=Sampling(seed=7, batch_size=8, shuffle_block=1000), augmentation=Augmentation(32, 3, flip=True),
-            rank=rank, world_size=world_size,
+            [(SplitSamples(index, 36, on_corrupt="quarantine", cache_bytes=0), 1.0)],
+            Augmentation(words, 32, 3, flip=True), seed=7, batch_size=8, rank=rank, world_size=world_size,
         )  # fmt: skip
         batches = list(loader.batches(0, 5))  # an epoch
         return [batch.images.numpy() for batch in batches], [batch.texts for batch in batches], loader.num_quarantined

@@ -221,7 +221,7 @@ def test_recall_against_a_hand_written_matrix():
 NEUTRAL = {
     "best_metric": "val/effective_rank", "checkpoint_every_steps": 1, "compile": True,
     "export": "best", "validate_on": ["concepts"],
-    "gradient_checkpointing": "cheap", "keep_checkpoints": 1, "micro_batch": 4, "num_loader_processes": 2,
+    "gradient_checkpointing": "cheap", "keep_checkpoints": 1, "micro_batch": 4,
     "num_processes": 2, "num_threads": 2, "on_corrupt_shard": "quarantine", "shard_weights": True,
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The manifest has no row for an image: a split's index reads that of a tar when it is needed."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Sample, read_manifest
-from align.training.batches.index import Offsets, SplitIndex
+from align.training.batches import samples as samples_module
+from align.training.batches.index import SplitIndex
 from align.training.batches.samples import SplitSamples, first_pairs
 from tests.support import training_data
 from tests.support.shard_folder import write_shards
@@ -49,12 +51,15 @@ def test_neither_the_manifest_nor_an_index_holds_anything_for_each_sample(tmp_pa
     assert sizes[1][0] - sizes[0][0] < 16 and sizes[1][1] - sizes[0][1] < 16
 
 
-def test_offsets_of_the_last_shards_are_kept(shards):
-    offsets = Offsets(train(shards), num_kept=12)
-    first = offsets.of(0)
-    assert offsets.of(0) is first
-    offsets.of(1)
-    assert offsets.of(0) is not first and np.array_equal(offsets.of(0), first)
+def test_offsets_of_two_blocks_shards_are_kept(shards, monkeypatch):
+    monkeypatch.setattr(samples_module, "SHUFFLE_BLOCK", 0)
+    index, read = train(shards), []
+    monkeypatch.setattr(SplitIndex, "read_offsets", lambda self, shard: read.append(shard) or np.zeros((12, 4), int))
+    many = replace(index, shards=index.shards * 2, counts=np.tile(index.counts, 2))
+    samples = SplitSamples(many, 36)
+    for sample in (0, 12, 0, 13, 24, 0):  # of shards 0, 1, 0, 1, 2, 0: two are kept
+        samples.read(sample)
+    assert read == [0, 1, 2, 0]
 
 
 def test_other_manifests_and_indexes_are_refused(shards):

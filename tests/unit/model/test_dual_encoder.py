@@ -114,7 +114,7 @@ def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(kernel, stride, s
     for on_cuda in (False, True):
         monkeypatch.setattr(mbconv, "pads_maps", lambda _, answer=on_cuda: answer)
         inputs = [each.clone().requires_grad_() for each in values]
-        out = convolve(*inputs, stride)
+        out = convolve(inputs[0], inputs[1], stride)
         found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     torch.testing.assert_close(*found)
     assert sides == [kernel + stride - 1, kernel]

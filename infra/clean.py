@@ -17,7 +17,7 @@ from align.durable.locks import tried
 
 STATE = Path(".align")
 #: Copies of objects and of served models, measured values, logs, and the environments of make's lock, fuzz and bench.
-MADE_AGAIN = ("store", "served", "features", "logs", "lock", "atheris", "triton", "peers")
+MADE_AGAIN = ("store", "served", "features", "logs", "lock", "atheris", "peers")
 #: Beside `.align`: times and hosts, and pages that DVC draws.
 BESIDE = (Path("runtime"), Path("dvc_plots"))
 

@@ -99,7 +99,8 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     shard_weights: bool
-    compile: bool
+    #: None: on a GPU.
+    compile: bool | None
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     #: Names of evaluation sets, of `paths.evaluation`.

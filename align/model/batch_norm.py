@@ -5,19 +5,16 @@ So the result depends on neither batch, ranks nor micro-batches.
 Names and shapes in the state dict are those of `nn.BatchNorm2d`. Decision: running statistics are not tracked in
 training; they are estimated afterwards (`align.model.image_tower.estimate_statistics`), so they depend on no momentum.
 
-Shapes, as suffixes: B samples, G samples of one group, C channels, H and W the map.
+Shapes, as suffixes: B samples, G samples of one group, S = B / G groups, C channels, H and W the map.
 """
 
 from __future__ import annotations
-
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from align.config.model import ModelConfig
-from align.model.normalisation import Moments, normalise, normalise_backward
 
 #: The eps of EfficientNet in TensorFlow; torch's own is 1e-5.
 EPS = 1e-3
@@ -42,17 +39,13 @@ class BatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return normalised(x, self)
-
-    def group_of(self, x: Tensor) -> int:
-        """Samples per group in this batch. While statistics are estimated, adds the batch to them."""
         group = min(self.group, len(x))
         if len(x) % group:
             raise ValueError(f"a training batch of {len(x)} is not a multiple of the batch-norm group {group}")
         if self.collecting:
             for x_GCHW in torch.split(x, group):
                 self._collect(x_GCHW)
-        return group
+        return (group_by_group if x.device.type == "cpu" else all_groups)(x, self.weight, self.bias, self.eps, group)
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """The running mean and variance, (C,) each, and the number of groups that they average; no copies."""
@@ -69,38 +62,19 @@ class BatchNorm2d(nn.BatchNorm2d):
         variance.lerp_(variance_C, share)
 
 
-def normalised(
-    x: Tensor, norm: BatchNorm2d, *, silu: bool = False, keep: Tensor | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """Batch-norm in training mode and what follows it, as one operation: residual + keep * act(norm(x)).
-
-    Args:
-        x: (B, C, H, W); the only tensor that is kept for backward, besides two numbers per group and channel.
-        norm: the layer.
-        silu: whether act is SiLU; otherwise it is the identity.
-        keep: (B,) factor of each sample, see `align.model.mbconv.StochasticDepth`; None: 1.
-        residual: (B, C, H, W); None: 0.
-    """
-    apply: Any = _Normalised.apply
-    return cast(Tensor, apply(x, norm.weight, norm.bias, keep, residual, norm.group_of(x), norm.eps, silu))
+def group_by_group(x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int) -> Tensor:
+    """On a CPU, by torch's own kernel: 1.4 to 5 times as fast as sums over a view of the groups."""
+    parts = torch.split(x, group)
+    return torch.cat([F.batch_norm(x_GCHW, None, None, weight, bias, True, 0.0, eps) for x_GCHW in parts])
 
 
-class _Normalised(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, residual: Tensor | None, *args: Any
-    ) -> Tensor:
-        out, mean, inverse = normalise(x, weight, bias, keep, residual, *args)
-        ctx.save_for_backward(x, mean, inverse, weight, bias, keep)
-        ctx.silu = args[2]
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, weight, bias, keep = ctx.saved_tensors
-        scale = None if keep is None else keep[:, None]
-        found = normalise_backward(grads[0], x, Moments(mean, inverse), weight, bias, scale, None, ctx.silu)
-        return *found, None, grads[0] if ctx.needs_input_grad[4] else None, None, None, None
+def all_groups(x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int) -> Tensor:
+    """On a GPU, by a few operations for any number of groups; torch.compile makes two passes of them."""
+    exact_SGCHW = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, group, *x.shape[1:])
+    variance, mean = torch.var_mean(exact_SGCHW, dim=(1, 3, 4), correction=0, keepdim=True)
+    slope = weight[:, None, None] * torch.rsqrt(variance + eps)
+    shift = bias[:, None, None] - mean * slope
+    return torch.addcmul(shift, exact_SGCHW, slope).to(x.dtype).flatten(0, 1)
 
 
 def batch_norm(config: ModelConfig, num_features: int) -> BatchNorm2d:

@@ -8,8 +8,8 @@ there for training differ:
 * convolutions start from variance scaling (fan-out, 2.0; a depthwise fan-out is divided by its groups), and batch-norm
   scales start from 1;
 * depthwise convolution has a backward pass that is fast on CPUs;
-* batch-norm, SiLU and squeeze-excite are joined to the convolutions (`align.model.mbconv`), and may be computed again
-  in the backward pass, as may whole blocks: this tower holds most of a step's activations.
+* the backward pass may compute batch-norm, SiLU and squeeze-excite again, or whole blocks: this tower holds most of a
+  step's activations.
 
 Decision (the paper is silent): running statistics are not tracked during training. They are estimated afterwards from
 training images (`estimate_statistics`), so they depend neither on momentum nor on how a batch was divided.
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from align.config.model import Checkpointing, ImageTowerShape, ModelConfig
-from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
+from align.model.batch_norm import BatchNorm2d, batch_norm
 from align.model.mbconv import BlockShape, MBConv
 from align.model.presets import image_shape, scaled
 
@@ -67,7 +67,7 @@ class ImageTower(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no such overload
         self.num_blocks = len(self._blocks)
         self.gradient_checkpointing: Checkpointing = "none"
-        rates = torch.tensor([block.projection.dropout.rate for block in self._blocks])
+        rates = torch.tensor([block.drop_rate for block in self._blocks])
         self.register_buffer("_rates", rates, persistent=False)
         self.width = self._blocks[-1].projection.project_conv.out_channels
 
@@ -84,27 +84,20 @@ class ImageTower(nn.Module):
         again = self.gradient_checkpointing == "blocks" and self.training and torch.is_grad_enabled()
         hidden: Tensor = self.embeddings(pixels)
         for block, keep in zip(self._blocks, self._keep(draws), strict=True):
-            block.again = self.gradient_checkpointing == "cheap"
+            block.keeps_convolutions = self.gradient_checkpointing == "cheap"
             if again:
-                hidden = checkpoint(_run, block, hidden, keep, use_reentrant=False, preserve_rng_state=False)
+                hidden = checkpoint(block, hidden, keep, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden = _run(block, hidden, keep)
+                hidden = block(hidden, keep)
         return hidden.mean(dim=(2, 3))
 
     def _keep(self, draws: Tensor | None) -> Sequence[Tensor | None]:
-        """The factors that `StochasticDepth` needs, for all blocks by a few operations."""
+        """What `MBConv` takes as `keep`, for all blocks by a few operations."""
         if draws is None or not self.training:
             return [None] * self.num_blocks
         rates_K = self._rates.to(draws.dtype)
         keep_KB = ((draws >= rates_K).to(draws.dtype) / (1.0 - rates_K)).t().contiguous()
-        dropout = (block.projection.dropout for block in self._blocks)
-        return [keep if layer.rate else None for layer, keep in zip(dropout, keep_KB.unbind(), strict=True)]
-
-
-def _run(block: MBConv, hidden: Tensor, keep: Tensor | None) -> Tensor:
-    """One block. Each call sets `keep`, since a block may be recomputed after another batch has set its own."""
-    block.projection.dropout.keep = keep
-    return cast(Tensor, block(hidden))
+        return [keep if block.drop_rate else None for block, keep in zip(self._blocks, keep_KB.unbind(), strict=True)]
 
 
 class _Stem(nn.Module):
@@ -117,10 +110,7 @@ class _Stem(nn.Module):
         self.batchnorm = batch_norm(config, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        hidden = self.convolution(F.pad(pixels, (0, 1, 0, 1)))
-        if self.batchnorm.training:
-            return normalised(hidden, self.batchnorm, silu=True)
-        return F.silu(self.batchnorm(hidden))
+        return F.silu(self.batchnorm(self.convolution(F.pad(pixels, (0, 1, 0, 1)))))
 
 
 class _Encoder(nn.Module):

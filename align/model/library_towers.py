@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from align.config.model import TIMM, Checkpointing, ModelConfig, TransformersTower
 from align.errors import AlignError, ConfigError, first_line
 from align.model.batch_norm import batch_norm
-from align.model.mbconv import StochasticDepth
 
 #: What timm's models call the choice of any picture size, the first that one takes.
 _ANY_SIZE: tuple[dict[str, bool], ...]
@@ -107,6 +106,25 @@ class _Again:
             return self._forward(*args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
+
+    The tower sets `keep` before each forward pass in training: (B,), 0 or 1 / (1 - rate) for each sample, or None. So
+    the caller controls the randomness.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keep: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.keep is None:
+            return x
+        return x * self.keep.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 class TimmTower(_LibraryTower):

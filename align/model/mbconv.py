@@ -1,39 +1,25 @@
-"""EfficientNet's block with batch-norm, SiLU and squeeze-excite joined to the convolutions that read their result.
+"""EfficientNet's block: six layers, of which the backward pass may compute all but the convolutions again.
 
-A block's convolutions write three maps: `expanded` and `spread`, both of the expanded width, and `projected`. Backward
-needs these, the block's input and a few numbers per group, sample or channel. Everything else is computed from them in
-one pass over a map, so it may be computed again instead of being kept (`again`, which is
-`gradient_checkpointing: cheap`). A convolution is never computed again.
-
-    input -> 1x1 -> expanded -> norm, SiLU -> depthwise -> spread
-    -> norm, SiLU, gate -> 1x1 -> projected -> norm -> + input
-
-The joined operations need batch statistics. With running statistics (evaluation, frozen statistics) a block computes
-layer by layer.
+    input -> 1x1, norm, SiLU -> depthwise, norm, SiLU -> squeeze-excite -> 1x1, norm -> + input
 
 Shapes, as suffixes: B samples, C channels.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from align.config.model import ModelConfig
-from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
-from align.model.normalisation import (
-    Moments,
-    activated,
-    gate_gradient,
-    normalise,
-    normalise_backward,
-    normalise_pooled,
-    silu_is_dear,
-)
+from align.model.batch_norm import batch_norm
+
+#: What `torch.utils.checkpoint` keeps of a block.
+_CONVOLUTIONS = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -81,43 +67,17 @@ def pads_maps(x: Tensor) -> bool:
     return x.device.type in ("cuda", "meta")  # what is counted on `meta` is what a GPU computes
 
 
-def _padded(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor, int]:
-    """Map, kernel and symmetric padding that compute the layer."""
-    half = weight.shape[-1] // 2
-    if stride == 2 and pads_maps(x):
-        return F.pad(x, (half - 1, half, half - 1, half)), weight, 0
-    return x, _shifted(weight, stride), half
-
-
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The layer as a function: (B, C, H, W) by (C, 1, k, k) -> (B, C, H // stride, W // stride)."""
-    source, kernel, padding = _padded(x, weight, stride)
-    return F.conv2d(source, kernel, stride=stride, padding=padding, groups=x.shape[1])
-
-
-def convolve_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, *, needs_x: bool = True
-) -> tuple[Tensor | None, Tensor]:
-    """Gradients of `convolve` for x and weight; None for x if it is not needed."""
-    size = weight.shape[-1]
-    source, kernel, padding = _padded(x, weight, stride)
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    # oneDNN's own kernel is fast here
-    built_in = not on_cpu or (size == 3 and stride == 1 and min(x.shape[2:]) > 2)
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, source, kernel, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), x.shape[1],
-        (needs_x, built_in, False),
-    )  # fmt: skip
-    if needs_x and source is not x:
-        above, (rows, columns) = size // 2 - 1, x.shape[2:]
-        grad_x = grad_x[:, :, above : above + rows, above : above + columns]
-    if not built_in:
-        return grad_x, _weight_gradient(x, grad, size, stride)
-    zeros = kernel.shape[-1] - size
-    return grad_x, grad_weight[:, :, zeros:, zeros:]
+    half = weight.shape[-1] // 2
+    if stride == 2 and pads_maps(x):
+        return F.conv2d(F.pad(x, (half - 1, half, half - 1, half)), weight, stride=2, groups=x.shape[1])
+    return F.conv2d(x, _shifted(weight, stride), stride=stride, padding=half, groups=x.shape[1])
 
 
 class _Convolution(torch.autograd.Function):
+    """On a CPU."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -126,8 +86,14 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        return *convolve_backward(grads[0], x, weight, ctx.stride, needs_x=ctx.needs_input_grad[0]), None
+        (x, weight), stride = ctx.saved_tensors, ctx.stride
+        size = weight.shape[-1]
+        is_fast = size == 3 and stride == 1 and min(x.shape[2:]) > 2  # oneDNN's own weight gradient
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grads[0], x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False,
+            (0, 0), x.shape[1], (ctx.needs_input_grad[0], is_fast, False),
+        )  # fmt: skip
+        return grad_x, grad_weight if is_fast else _weight_gradient(x, grads[0], size, stride), None
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int) -> Tensor:
@@ -159,7 +125,7 @@ class BlockShape(NamedTuple):
         in_channels, out_channels: of its input and output.
         kernel_size, stride: of the depthwise convolution.
         expansion: factor by which the block widens its input; 1: it does not, and has no layers for it.
-        drop_rate: see `StochasticDepth`.
+        drop_rate: of stochastic depth, by which samples lose what the block adds to them.
         adds: whether its input is added to its output.
     """
 
@@ -172,30 +138,12 @@ class BlockShape(NamedTuple):
     adds: bool
 
 
-class StochasticDepth(nn.Module):
-    """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
-
-    The tower sets `keep` before each forward pass in training: (B,), 0 or 1 / (1 - rate) for each sample, or None. So
-    the caller controls the randomness.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.keep: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...)."""
-        if not self.training or self.keep is None:
-            return x
-        return x * self.keep.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
-
-
 class MBConv(nn.Module):
     """One block. Names in the state dict are those of transformers' `AlignVisionBlock`.
 
     Attributes:
-        again: whether the backward pass computes cheap operations again instead of keeping their results.
+        adds, drop_rate: see `BlockShape`.
+        keeps_convolutions: whether the backward pass computes everything but convolutions again, instead of keeping it.
     """
 
     def __init__(self, config: ModelConfig, shape: BlockShape) -> None:
@@ -204,39 +152,36 @@ class MBConv(nn.Module):
         self.expansion = _Expansion(config, shape.in_channels, width) if shape.expansion > 1 else None
         self.depthwise_conv = _Depthwise(config, width, shape.kernel_size, shape.stride)
         self.squeeze_excite = _SqueezeExcite(width, max(1, shape.in_channels // 4))
-        self.projection = _Projection(config, width, shape)
-        self.again = False
+        self.projection = _Projection(config, width, shape.out_channels)
+        self.adds, self.drop_rate = shape.adds, shape.drop_rate
+        self.keeps_convolutions = False
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same with the block's number of channels, and H and W divided by its stride."""
-        expansion, depthwise, projection = self.expansion, self.depthwise_conv, self.projection
-        norms = [depthwise.depthwise_norm, projection.project_bn]
-        if expansion is not None:
-            norms.append(expansion.expand_bn)
-        if not all(norm.training for norm in norms):
-            return self._layer_by_layer(hidden_states)
-        if expansion is not None:
-            expanded = expansion.expand_conv(hidden_states)
-            spread = self._joined(_Spread, expanded, expansion.expand_bn, depthwise.depthwise_conv)
-        else:
-            spread = depthwise.depthwise_conv(hidden_states)
-        squeeze = self.squeeze_excite
-        gate = [each for layer in (squeeze.reduce, squeeze.expand) for each in (layer.weight, layer.bias)]
-        projected = self._joined(_Projected, spread, depthwise.depthwise_norm, projection.project_conv, *gate)
-        if not projection.adds:
-            return normalised(projected, projection.project_bn)
-        return normalised(projected, projection.project_bn, keep=projection.dropout.keep, residual=hidden_states)
+    def forward(self, hidden_states: Tensor, keep: Tensor | None = None) -> Tensor:
+        """One block.
 
-    def _joined(
-        self, function: Any, x: Tensor, norm: BatchNorm2d, convolution: nn.Conv2d, *gate: Tensor | None
-    ) -> Tensor:
-        weight = convolution.weight.to(x.dtype)  # as autocast would, which does not reach into a function
-        settings = norm.group_of(x), norm.eps, convolution.stride[0], self.again
-        return cast(Tensor, function.apply(x, norm.weight, norm.bias, weight, settings, *gate))
+        Args:
+            hidden_states: (B, C, H, W).
+            keep: (B,), 0 for the samples that stochastic depth drops and 1 / (1 - rate) for the others; None: it drops
+                none.
 
-    def _layer_by_layer(self, hidden_states: Tensor) -> Tensor:
+        Returns:
+            The same with the block's number of channels, and H and W divided by its stride.
+        """
+        if not (self.keeps_convolutions and self.training and torch.is_grad_enabled()):
+            return self._layers(hidden_states, keep)
+        found = checkpoint(
+            self._layers, hidden_states, keep, use_reentrant=False, preserve_rng_state=False, context_fn=_CONVOLUTIONS
+        )
+        return cast(Tensor, found)
+
+    def _layers(self, hidden_states: Tensor, keep: Tensor | None) -> Tensor:
         out = hidden_states if self.expansion is None else self.expansion(hidden_states)
-        return cast(Tensor, self.projection(hidden_states, self.squeeze_excite(self.depthwise_conv(out))))
+        out = self.projection(self.squeeze_excite(self.depthwise_conv(out)))
+        if not self.adds:
+            return cast(Tensor, out)
+        if keep is not None:
+            out = out * keep.to(out.dtype)[:, None, None, None]
+        return cast(Tensor, out + hidden_states)
 
 
 class _Expansion(nn.Module):
@@ -271,104 +216,10 @@ class _SqueezeExcite(nn.Module):
 
 
 class _Projection(nn.Module):
-    def __init__(self, config: ModelConfig, width: int, shape: BlockShape) -> None:
+    def __init__(self, config: ModelConfig, width: int, out_channels: int) -> None:
         super().__init__()
-        self.project_conv = nn.Conv2d(width, shape.out_channels, 1, bias=False)
-        self.project_bn = batch_norm(config, shape.out_channels)
-        self.dropout = StochasticDepth(shape.drop_rate)
-        self.adds = shape.adds
+        self.project_conv = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.project_bn = batch_norm(config, out_channels)
 
-    def forward(self, hidden_states: Tensor, x: Tensor) -> Tensor:
-        out = self.project_bn(self.project_conv(x))
-        return cast(Tensor, self.dropout(out) + hidden_states if self.adds else out)
-
-
-class _Spread(torch.autograd.Function):
-    """Norm, SiLU, depthwise convolution."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, settings: tuple[int, float, int, bool]
-    ) -> Tensor:
-        group, eps, ctx.stride, again = settings
-        active, mean, inverse = normalise(x, weight, bias, None, None, group, eps, True)
-        ctx.save_for_backward(x, mean, inverse, weight, bias, kernel, None if again else active)
-        return convolve(active, kernel, ctx.stride)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, weight, bias, kernel, active = ctx.saved_tensors
-        moments = Moments(mean, inverse)
-        if active is None:
-            active = activated(x, moments, weight, bias)
-        grad, grad_kernel = convolve_backward(grads[0], active, kernel, ctx.stride)
-        del active
-        assert grad is not None
-        return *normalise_backward(grad, x, moments, weight, bias, None, None, True), grad_kernel, None
-
-
-class _Projected(torch.autograd.Function):
-    """Norm, SiLU, squeeze-excite, 1x1 convolution. The gate is computed in the type of its weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, settings: tuple[int, float, int, bool],
-        *gate: Tensor,
-    ) -> Tensor:  # fmt: skip
-        group, eps, _, again = settings
-        reduce, reduce_bias, expand, expand_bias = gate
-        written = ctx.written = silu_is_dear(x)
-        if written:  # its map is written once and read twice
-            active, mean, inverse = normalise(x, weight, bias, None, None, group, eps, True)
-            pooled = active.mean((2, 3), keepdim=True)
-        else:
-            pooled, mean, inverse = normalise_pooled(x, weight, bias, group, eps)
-            pooled = pooled[:, :, None, None]
-        pooled = pooled.to(reduce.dtype)
-        with _without_autocast(x):
-            reduced = F.conv2d(pooled, reduce, reduce_bias)
-            factors = F.conv2d(F.silu(reduced), expand, expand_bias).sigmoid()
-        if written:
-            scaled, kept = active * factors, active
-        else:
-            scaled = kept = activated(x, Moments(mean, inverse), weight, bias, factors[:, :, 0, 0])
-        ctx.save_for_backward(
-            x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, None if again else kept
-        )
-        return F.conv2d(scaled, kernel)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, kept = ctx.saved_tensors
-        moments = Moments(mean, inverse)
-        if kept is None:
-            kept = activated(x, moments, weight, bias, None if ctx.written else factors[:, :, 0, 0])
-        scaled = kept * factors if ctx.written else kept
-        grad_scaled, grad_kernel, _ = _pointwise_backward(grads[0], scaled, kernel, has_bias=False)
-        if ctx.written:
-            grad_factors = torch.mul(kept, grad_scaled, out=scaled).sum((2, 3), keepdim=True)
-        else:
-            grad_factors = gate_gradient(grad_scaled, x, moments, weight, bias)[:, :, None, None]
-        del scaled
-        grad_factors = grad_factors.to(factors.dtype)
-        grad_logits = torch.ops.aten.sigmoid_backward(grad_factors, factors)
-        grad_active, *grad_expand = _pointwise_backward(grad_logits, F.silu(reduced), expand)
-        grad_reduced = torch.ops.aten.silu_backward(grad_active, reduced)
-        grad_pooled, *grad_reduce = _pointwise_backward(grad_reduced, pooled, reduce)
-        shift = grad_pooled[:, :, 0, 0] / (x.shape[2] * x.shape[3])
-        found = normalise_backward(grad_scaled, x, moments, weight, bias, factors[:, :, 0, 0], shift, True)
-        return *found, grad_kernel, None, *grad_reduce, *grad_expand
-
-
-def _without_autocast(x: Tensor) -> Any:
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
-def _pointwise_backward(grad: Tensor, x: Tensor, kernel: Tensor, *, has_bias: bool = True) -> tuple[Tensor, ...]:
-    """Gradients of a 1x1 convolution: of its input, kernel and bias."""
-    found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        grad, x, kernel, [len(kernel)] if has_bias else None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
-        (True, True, has_bias),
-    )  # fmt: skip
-    return found
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.project_bn(self.project_conv(x)))

@@ -15,10 +15,6 @@ import re
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
@@ -27,7 +23,8 @@ from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.display.console import duration, show, show_json
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
-from align.pipeline.estimate import count, estimate
+from align.pipeline.estimate import compiles, count, estimate
+from align.pipeline.work import Work
 
 
 class Card(NamedTuple):
@@ -51,51 +48,11 @@ OF_PEAK, OF_BANDWIDTH = 0.6, 0.4
 #: Pictures that a core decodes and crops in a second, and their side (docs/scale.md).
 _DECODED_PER_S, _DECODED_PX = 2145, 346
 
-_VIEWS = frozenset({
-    "view", "t", "transpose", "permute", "expand", "slice", "split", "split_with_sizes", "select", "unbind",
-    "unsqueeze", "squeeze", "detach", "alias", "unflatten", "flatten", "_unsafe_view",
-})  # fmt: skip
-#: Operation -> how often it reads its maps: statistics and then the values, or two gradients by two kernels.
-_PASSES = {
-    "native_batch_norm": 2, "native_batch_norm_backward": 2, "normalise": 2, "normalise_pooled": 2,
-    "normalise_backward": 2,
-}  # fmt: skip
 
-
-class Work(TorchDispatchMode):
-    """Counts what is dispatched within it; views cost nothing and are left out.
-
-    Attributes:
-        done: name, floating-point operations, and bytes read and written, of each operation.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.done: list[tuple[str, int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, packet = func(*args, **(kwargs or {})), func.overloadpacket
-        name, operations, moved = packet.__name__, 0, 0
-        if name in _VIEWS:
-            return result
-        if not name.startswith(("empty", "new_empty")):
-            moved = _bytes((args, kwargs)) * _PASSES.get(name, 1) + _bytes(result)
-        if name == "convolution_backward":  # both of its kernels read the gradient; torch's own count forgets groups
-            moved += _bytes(args[0])
-            operations = 2 * args[0].numel() * args[2][0].numel() * sum(args[-1][:2])
-        elif packet in flop_registry:
-            operations = flop_registry[packet](*args, **(kwargs or {}), out_val=result)
-        self.done.append((name, operations, moved))
-        return result
-
-    def seconds(self, card: Card, share_of_peak: float = 1.0) -> float:
-        """How long a card takes for it."""
-        peak, bandwidth = card.tflops * 1e12 * share_of_peak * OF_PEAK, card.tb_per_s * 1e12 * OF_BANDWIDTH
-        return sum(max(operations / peak, moved / bandwidth) for _, operations, moved in self.done)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+def seconds(work: Work, card: Card, share_of_peak: float = 1.0) -> float:
+    """How long a card takes for it."""
+    peak, bandwidth = card.tflops * 1e12 * share_of_peak * OF_PEAK, card.tb_per_s * 1e12 * OF_BANDWIDTH
+    return sum(max(operations / peak, moved / bandwidth) for _, operations, moved in work.done)
 
 
 def card_named(text: str) -> Card | None:
@@ -106,10 +63,11 @@ def card_named(text: str) -> Card | None:
 
 @functools.cache
 def _step(
-    config: ModelConfig, vocab_size: int, how: tuple[Checkpointing, Locked, torch.dtype], pairs: int, again: bool
+    config: ModelConfig, vocab_size: int, how: tuple[Checkpointing, Locked, torch.dtype, bool], pairs: int, again: bool
 ) -> Work:
     """Of so many pairs whose texts have the most tokens; `again`: with the first forward pass of `micro_batch`."""
-    (checkpointing, locked, kind), work = how, Work()
+    checkpointing, locked, kind, compiled = how
+    work = Work(compiled=compiled)
     with torch.device("meta"):
         model = DualEncoder(config, vocab_size).train().to(kind)
         model.lock(locked)
@@ -142,10 +100,11 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
             raise ConfigError(wrong)
         need = estimate(count(config, vocab_size, recipe, on_gpu=True), recipe, num_ranks=num_cards)
         pairs, half = need.pairs_at_a_time, recipe.precision != "float32"
-        how = recipe.gradient_checkpointing, recipe.locked, torch.bfloat16 if half else torch.float32
+        kind = torch.bfloat16 if half else torch.float32
+        how = recipe.gradient_checkpointing, recipe.locked, kind, compiles(recipe, on_gpu=True)
         work = _step(config, vocab_size, how, pairs, recipe.micro_batch is not None)
         num_pairs = recipe.num_steps * recipe.batch_size
-        taken_s = num_pairs / num_cards / pairs * work.seconds(card, 1.0 if half else 0.5)  # TF32's peak is half
+        taken_s = num_pairs / num_cards / pairs * seconds(work, card, 1.0 if half else 0.5)  # TF32's peak is half
         decoding_s = num_pairs / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2
         found[recipe.section] = {
             "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,

@@ -1,7 +1,7 @@
 """What a training run will need, before anything is trained: parameters, memory of a rank, checkpoints.
 
-The towers are built without memory for their weights, and one group of samples is sent through them. What autograd
-would keep for the backward pass is counted, not allocated. The counts of a shape are kept in a folder, so that a known
+The towers are built without memory for their weights, and one group of samples is sent through them. What would be kept
+for the backward pass is counted, not allocated. The counts of a shape are kept in a folder, so that a known
 shape needs neither torch nor a model: these take seconds, and the rest is arithmetic.
 
 This is not in align/training, so that no edit here makes a training stale.
@@ -19,7 +19,7 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,9 +34,6 @@ from align.durable.cores import cores
 from align.durable.files import write_text
 from align.errors import AlignError
 from align.formats.given_tokenizer import given_tokenizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Floats kept for each trained weight: its gradient, and LAMB's two moments. Muon has one for a layer's matrix.
 _GRADIENTS, _MOMENTS = 1, 2
@@ -174,33 +171,34 @@ def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
 
 def _shape(
     model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool
-) -> tuple[ModelConfig, int, Checkpointing, Locked, bool]:
+) -> tuple[ModelConfig, int, Checkpointing, Locked, bool, bool]:
     """Everything that the numbers of `count` depend on, except the code."""
-    half = on_gpu and recipe.precision != "float32"
-    return recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half
+    half, compiled = on_gpu and recipe.precision != "float32", compiles(recipe, on_gpu=on_gpu)
+    return recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half, compiled
+
+
+def compiles(recipe: Recipe, *, on_gpu: bool) -> bool:
+    """Whether a run is compiled, where its device has what torch needs for that."""
+    return on_gpu if recipe.compile is None else recipe.compile
 
 
 @functools.cache
 def _code() -> str:
     """Hex sha256 of the code that decides them."""
-    here = Path(__file__)
-    files = [here, here.parents[1] / "training" / "muon.py", *sorted((here.parents[1] / "model").glob("*.py"))]
+    here, align = Path(__file__), Path(__file__).parents[1]
+    files = [here, here.parent / "work.py", align / "training/muon.py", *sorted((align / "model").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @functools.cache
-def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, locked: Locked, half: bool) -> Counted:
+def _towers(
+    config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, locked: Locked, half: bool, compiled: bool
+) -> Counted:
     import torch
 
     from align.model.dual_encoder import DualEncoder
+    from align.pipeline.work import Work
     from align.training.muon import layer_matrices
-
-    kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is kept, so that no id is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = (storage, storage.nbytes())
-        return tensor
 
     with torch.device("meta"):
         model = DualEncoder(config, vocab_size).train()
@@ -211,12 +209,11 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
         model.gradient_checkpointing = checkpointing
         if half:
             model.to(torch.bfloat16)
-        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         size, samples = config.image_px, config.batch_norm_group
         kind = torch.bfloat16 if half else torch.float32
         pixels = torch.zeros(samples, 3, size, size, dtype=kind)
         ids = torch.zeros(samples, config.max_tokens, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with Work(compiled=compiled) as work:
             images = model.encode_image(pixels)
             texts = model.text_projection(model.text_features(ids, None))
     assert images.requires_grad or locked == "image"  # whose projection may be none
@@ -225,7 +222,7 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
         num_parameters=num_parameters,
         num_trained=num_trained,
         num_in_matrices=num_in_matrices,
-        activation_bytes_per_pair=sum(size for key, (_, size) in kept.items() if key not in own) // samples,
+        activation_bytes_per_pair=work.kept_bytes // samples,
     )
 
 

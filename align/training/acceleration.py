@@ -6,7 +6,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 
 from align.config.recipe import Recipe
-from align.errors import ConfigError
+from align.display.console import say
+from align.errors import ConfigError, first_line
 from align.model.dual_encoder import DualEncoder
 from align.model.library_towers import layers
 
@@ -30,44 +31,69 @@ _GRAPHS = 8
 
 @contextmanager
 def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Compiles the towers' blocks, if the recipe says so, and sets CUDA's switches, which are reset afterwards.
+    """Compiles the towers' blocks and the loss, or neither, and sets CUDA's switches, which are reset afterwards.
 
     Only the forward function of a block or layer is compiled, so that names in the state dict, and hooks, stay.
     Repeated blocks share one compiled graph. Texts of any length share one graph; images have few sizes of parts, each
     with its own graph. Evaluation is not compiled, see `as_written`.
 
     On a CPU the switches are not set: newer CPUs also obey torch's setting for TF32.
+
+    Raises:
+        ConfigError: torch fails to compile; the message says at what.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     if device.type == "cuda":
         matmul.allow_tf32 = cudnn.allow_tf32 = TF32
         cudnn.benchmark = CUDNN_BENCHMARK
+    on_gpu = device.type == "cuda"
+    if recipe.compile or (recipe.compile is None and on_gpu and not triton_lacks()):
+        how: AbstractContextManager[None] = _compiled(model)
+    else:
+        how = as_written() if on_gpu else nullcontext()  # on a CPU the loss is never compiled
     try:
-        if not recipe.compile:
-            yield
-            return
-        of_images, of_texts = layers(model.vision_model), layers(model.text_model)
-        for module, dynamic in [(layer, False) for layer in of_images] + [(layer, True) for layer in of_texts]:
-            part = cast(Any, module)
-            part.forward = torch.compile(part.forward, dynamic=dynamic)
-        # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them together
-        most = _GRAPHS * (len(of_images) + len(of_texts))
-        with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
+        with how:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def require_compiler() -> None:
-    """Checks that towers can be compiled for this machine: torch reports it late, with a page of its own code.
+@contextmanager
+def _compiled(model: DualEncoder) -> Iterator[None]:
+    from torch._dynamo.exc import TorchDynamoException  # a large part of torch
+
+    of_images, of_texts = layers(model.vision_model), layers(model.text_model)
+    for module, dynamic in [(layer, False) for layer in of_images] + [(layer, True) for layer in of_texts]:
+        part = cast(Any, module)
+        part.forward = torch.compile(part.forward, dynamic=dynamic)
+    # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them together
+    most = _GRAPHS * (len(of_images) + len(of_texts))
+    try:
+        with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
+            yield
+    except TorchDynamoException as error:
+        why = first_line(getattr(error, "inner_exception", error))  # else the line names the compiler alone
+        raise ConfigError(f"compile: torch fails: {why}; set compile to false") from error
+
+
+def require_compiler(recipe: Recipe) -> None:
+    """Checks that a run can be compiled on this machine: torch reports it late, with a page of its own code.
+
+    Where the recipe leaves it open, a GPU without what torch needs for it is worth a warning.
 
     Raises:
-        ConfigError: they cannot; the message says why.
+        ConfigError: the recipe wants it, and this machine cannot; the message says why.
     """
     if torch.cuda.is_available():
-        if lacking := triton_lacks():
-            raise ConfigError(f"compile: for a GPU torch needs {' and '.join(lacking)}; or set compile to false")
+        if recipe.compile is False or not (lacking := triton_lacks()):
+            return
+        wanted = f"compile: for a GPU torch needs {' and '.join(lacking)}"
+        if recipe.compile:
+            raise ConfigError(f"{wanted}; or set compile to false")
+        say(f"warning: {wanted}; without them steps are slower and take more memory")
+        return
+    if not recipe.compile:
         return
     from torch._inductor.cpp_builder import get_cpp_compiler  # imports half of torch
     from torch._inductor.exc import InvalidCxxCompiler

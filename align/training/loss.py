@@ -13,9 +13,9 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
-TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
-where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
-question that the host would have to wait for, and arithmetic is not what a tile waits for.
+TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel.
+There tiles share no exponential: whether it would overflow is a question that the host would have to wait for, and
+arithmetic is not what a tile waits for.
 
 Shapes, as suffixes: B the pairs of this process, N those of the global batch, D the width of the embeddings, R and C
 the rows and columns of a tile. x are image embeddings, y text embeddings.
@@ -32,8 +32,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from align.display.console import say
 
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)
@@ -300,27 +298,11 @@ _ON_CUDA: dict[Callable[..., Any], Callable[..., Any]] = {_log_sums: _log_sums_a
 
 
 def _tile_function(function: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
-    """The function for a tile: eager, or compiled on CUDA."""
+    """The function for a tile: eager; on CUDA compiled, unless the recipe says otherwise (`accelerated`)."""
     return _compiled(_ON_CUDA.get(function, function)) if like.is_cuda else function
 
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled function, or after one warning the function itself where torch cannot compile it."""
-    from torch._dynamo.exc import TorchDynamoException  # a large part of torch, which a CPU does not need
-
-    compiled = torch.compile(function, dynamic=False)
-    eager = False
-
-    def call(*arguments: Tensor) -> Any:
-        nonlocal eager
-        if not eager:
-            try:
-                return compiled(*arguments)
-            except TorchDynamoException as error:  # nothing has run, so no input has changed
-                eager = True
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                say(f"warning: the loss runs without torch.compile, slower, because it failed: {first}")
-        return function(*arguments)
-
-    return call
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return compiled

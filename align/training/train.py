@@ -299,8 +299,7 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
             f"{plan.recipe.section}.num_processes {max(num_processes, seat.of)}: each trains on a GPU of its own, and "
             f"this machine has {gpus}; null takes as many as the batch divides into"
         )
-    if plan.recipe.compile:
-        require_compiler()
+    require_compiler(plan.recipe)
     require_size(plan.model)
     if plan.leads and plan.inputs.initial is None and not plan.folder().steps():
         require_given(plan.model, plan.recipe, plan.vocab_size, plan.tokenizer())

@@ -15,8 +15,6 @@ SIZED = {
     "write_table": (99, "row_group_size"),
 }  # fmt: skip
 MAY_HAVE_BLOCKS = re.compile(rf"\b(?:{'|'.join(SIZED)}|islice)\(")
-#: Rows that a kernel of a GPU takes; and limits of bytes, which no loop over rows has.
-OTHERS = ("align/model/triton_kernels.py",)
 
 
 def sizes(source):
@@ -76,7 +74,7 @@ def misnamed(source):
 
 
 def test_the_sizes_of_blocks_are_called_at_once():
-    files = [path for path in (ROOT / "align").rglob("*.py") if path.relative_to(ROOT).as_posix() not in OTHERS]
+    files = [*(ROOT / "align").rglob("*.py")]
     wrong = [(path.name, *one) for path in files for one in misnamed(path.read_text("utf-8"))]
     assert wrong == [], "call the size ..._AT_ONCE: then `small_blocks` finds it"
 

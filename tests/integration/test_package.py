@@ -140,8 +140,7 @@ def test_requirements_are_the_ranges_of_pyproject():
     names = {"PIL": "pillow", "align": "align"}
     listed = {re.split(r"[>=]", line)[0] for line in REQUIREMENTS}
     standard = set(sys.stdlib_module_names)
-    optional = {"triton"}  # on CUDA, where torch brings it
-    assert {names.get(name, name) for name in imported - standard} - {"align"} - optional <= listed
+    assert {names.get(name, name) for name in imported - standard} - {"align"} <= listed
 
 
 def test_missing_measures_are_one_clear_error(folder):

@@ -1,8 +1,4 @@
-"""What an image tower computes, and what a training step sends and asks for, counted while a dispatch mode watches.
-
-The tower's operations are counted on the meta device, weights and maps in bfloat16, as autocast computes. Views cost
-nothing and are left out; a dispatched operation reads its inputs once and writes its results once, with the exceptions
-that `align.pipeline.cards` names. An operation of `align.model.normalisation` counts as one.
+"""Counts what a training step sends and asks for, while a dispatch mode watches.
 
 The step is that of rank 0 of eight, with torch's stand-in for a network, which sends nothing. It takes the ways of a
 GPU; validation, checkpoints and the loop's vote, one small message a step, are not part of it.
@@ -10,20 +6,17 @@ GPU; validation, checkpoints and the loop's vote, one small message a step, are 
 
 from collections import Counter
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder
-from align.model.image_tower import ImageTower
 from align.model.tokenizer import TextTokenizer
-from align.pipeline.cards import Work
 from align.training import loss, step
 from align.training.batches.batch import Batch, Tokens
 from align.training.ranks.process_group import Ranks
@@ -31,81 +24,12 @@ from align.training.ranks.sharding import shard, shards
 from align.training.state import new_state
 from tests.support.training_data import MODEL, pretrain_config
 
-_HEAVY = frozenset({"convolution", "convolution_backward", "addmm", "mm", "empty", "new_empty", "empty_like"})
-
-
-class Counts(Work):
-    """Counts what is dispatched within it."""
-
-    @property
-    def moved_bytes(self):
-        """Read and written."""
-        return sum(moved for _, _, moved in self.done)
-
-    @property
-    def light_calls(self):
-        """Batch-norm and element-wise operations: all but convolutions, products and allocations."""
-        return sum(name not in _HEAVY for name, _, _ in self.done)
-
-
-class Cost(NamedTuple):
-    """Of one step's forward and backward pass; bytes are of a pair."""
-
-    forward_calls: int
-    light_calls: int
-    moved_bytes: int
-
-
-def cost(config, what, *, pairs, apart=False):
-    """Counts one forward and backward pass of the image tower.
-
-    Args:
-        config: the towers.
-        what: see `ImageTower.gradient_checkpointing`.
-        pairs: samples of the batch.
-        apart: layer by layer, each group by an operation of its own.
-    """
-    with torch.device("meta"):
-        tower = ImageTower(config).train().to(torch.bfloat16)
-        if apart:
-            _take_apart(tower)
-        tower.gradient_checkpointing = what
-        size = config.image_px
-        pixels = torch.zeros(pairs, 3, size, size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-        with Counts() as forward:
-            features = tower(pixels)
-        grad = torch.ones_like(features)
-        with Counts() as backward:
-            features.backward(grad)
-    return Cost(
-        len(forward.done), forward.light_calls + backward.light_calls,
-        (forward.moved_bytes + backward.moved_bytes) // pairs,
-    )  # fmt: skip
-
-
-class _Apart(nn.BatchNorm2d):
-    group: int
-
-    def forward(self, x):
-        weight, bias, parts = self.weight, self.bias, torch.split(x, self.group)
-        return torch.cat([F.batch_norm(part, None, None, weight, bias, True, 0.0, self.eps) for part in parts])
-
-
-def _take_apart(tower):
-    for module in tower.modules():
-        if isinstance(module, BatchNorm2d):
-            group = module.group
-            module.__class__ = _Apart  # type: ignore[assignment]  # a layer of its own, with the same parameters
-            module.group = group
-            module.training = False  # so that the tower goes layer by layer; this layer does not ask
-
-
 NUM_RANKS, SHARE = 8, 64
 #: Operations that answer with values, or with a size of values: a host waits for its device.
 ASKS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "argwhere")
 
 
-class StepCounts(Counts):
+class StepCounts(TorchDispatchMode):
     """Counts a step.
 
     Attributes:
@@ -122,11 +46,10 @@ class StepCounts(Counts):
         name = func.overloadpacket.__name__
         if name in ASKS:
             self.asked[name] += 1
-        if func.namespace != "c10d":
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        self.messages += 1
-        tensors = [each for each in tree_leaves(args[:2]) if isinstance(each, Tensor)]
-        self.sent_bytes += max(each.nbytes for each in tensors)  # the whole of what is gathered or scattered
+        if func.namespace == "c10d":
+            self.messages += 1
+            tensors = [each for each in tree_leaves(args[:2]) if isinstance(each, Tensor)]
+            self.sent_bytes += max(each.nbytes for each in tensors)  # the whole of what is gathered or scattered
         return func(*args, **(kwargs or {}))
 
 

@@ -18,7 +18,7 @@ from align.model import mbconv
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower
-from align.model.mbconv import DepthwiseConv2d, StochasticDepth, _Convolution
+from align.model.mbconv import DepthwiseConv2d, convolve
 from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from tests.support import small_model, training_data
@@ -61,19 +61,19 @@ def test_temperature_is_positive_whatever_is_learned(model, raw):
 
 
 def test_stochastic_depth_drops_whole_samples():
-    tower = ImageTower(MODEL.model_copy(update={"stochastic_depth": 0.5})).train()
-    rates = [block.projection.dropout.rate for block in tower.encoder.blocks]
+    shape = {"width_coefficient": 0.25, "depth_coefficient": 0.5}
+    tower = ImageTower(config(image_tower=shape, stochastic_depth=0.5, batch_norm_group=1)).train()
+    rates = [block.drop_rate for block in tower.encoder.blocks]
     assert rates[0] == 0.0 and 0.25 < rates[-1] < 0.5
     keep = tower._keep(torch.tensor([[0.1], [rates[-1]], [0.9]]).expand(3, tower.num_blocks))
     assert keep[0] is None and keep[-1] is not None
     assert keep[-1].tolist() == pytest.approx([0.0, 1 / (1 - rates[-1]), 1 / (1 - rates[-1])])
     assert tower.eval()._keep(torch.rand(3, tower.num_blocks)) == [None] * tower.num_blocks
-    depth = StochasticDepth(0.25).train()
-    depth.keep = torch.tensor([0.0, 4 / 3, 4 / 3])
-    out = depth(torch.ones(3, 2, 2, 2))
-    assert out[:, 0, 0, 0].tolist() == pytest.approx([0.0, 4 / 3, 4 / 3])
-    assert torch.equal(out[0], torch.zeros(2, 2, 2))
-    assert torch.equal(depth.eval()(torch.ones(3, 2, 2, 2)), torch.ones(3, 2, 2, 2))
+    block = next(each for each in tower.encoder.blocks if each.adds)
+    x = torch.randn(3, block.projection.project_conv.out_channels, 4, 4)
+    plain, dropped = block(x), block(x, torch.tensor([0.0, 4 / 3, 1.0]))
+    assert torch.equal(dropped[0], x[0]) and torch.equal(dropped[2], plain[2])
+    torch.testing.assert_close(dropped[1] - x[1], (plain[1] - x[1]) * 4 / 3)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
@@ -101,10 +101,9 @@ def test_depthwise_convolution_equals_upstreams(kernel, stride, size, device):
 
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 6), (5, 2, 7), (5, 2, 2), (3, 1, 5)])
 def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(kernel, stride, size, monkeypatch):
-    """cuDNN is slow at 4x4 and 6x6. In float64, whose gradients are torch's own, as on CUDA."""
+    """cuDNN is slow at 4x4 and 6x6."""
     torch.manual_seed(0)
     values = torch.randn(2, 3, size, size, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
-    apply = _Convolution.apply
     sides, found, conv2d = list[int](), [], F.conv2d
 
     def noted(x, weight, **options):
@@ -115,7 +114,7 @@ def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(kernel, stride, s
     for on_cuda in (False, True):
         monkeypatch.setattr(mbconv, "pads_maps", lambda _, answer=on_cuda: answer)
         inputs = [each.clone().requires_grad_() for each in values]
-        out = apply(*inputs, stride)
+        out = convolve(inputs[0], inputs[1], stride)
         found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     torch.testing.assert_close(*found)
     assert sides == [kernel + stride - 1, kernel]

@@ -17,6 +17,7 @@ from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import estimate_statistics
+from align.model.library_towers import StochasticDepth
 from align.model.tokenizer import TextTokenizer
 from align.pipeline import estimate
 from align.release.exchange import onnx
@@ -48,6 +49,15 @@ def shaped(image="timm:test_vit", text=SIGLIP, pooling="last", **more):
 def built(config):
     torch.manual_seed(0)
     return DualEncoder(config, NUM_WORDS)
+
+
+def test_stochastic_depth_drops_whole_samples():
+    depth = StochasticDepth(0.25).train()
+    depth.keep = torch.tensor([0.0, 4 / 3, 4 / 3])
+    out = depth(torch.ones(3, 2, 2, 2))
+    assert out[:, 0, 0, 0].tolist() == pytest.approx([0.0, 4 / 3, 4 / 3])
+    assert torch.equal(out[0], torch.zeros(2, 2, 2))
+    assert torch.equal(depth.eval()(torch.ones(3, 2, 2, 2)), torch.ones(3, 2, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_resnet"])

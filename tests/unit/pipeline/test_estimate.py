@@ -30,7 +30,7 @@ def on_cpu(model, recipe):
 def test_the_paper_s_ablation_model_needs_what_was_measured():
     needs = of(profile="ablation", num_ranks=1024)
     assert needs.num_parameters == pytest.approx(62.14e6 + 162.25e6, rel=0.001)  # computed in the paper's tables
-    assert needs.activation_bytes_per_pair / 2**20 == pytest.approx(276, rel=0.02)  # docs/scale.md
+    assert needs.activation_bytes_per_pair / 2**20 == pytest.approx(277, rel=0.01)  # docs/scale.md
     assert needs.pairs_at_a_time == 16  # 16,384 over 1,024 ranks; micro_batch is larger
 
 

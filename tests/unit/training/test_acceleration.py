@@ -17,8 +17,10 @@ from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError
 from align.model import image_tower
 from align.model.dual_encoder import DualEncoder
+from align.training import acceleration
+from align.training import loss as loss_module
 from align.training import train as train_module
-from align.training.acceleration import accelerated, as_written
+from align.training.acceleration import accelerated, as_written, require_compiler
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.train import run
 from tests.support import missing, training_data
@@ -39,10 +41,12 @@ def backend(monkeypatch):
     """Compiles with dynamo and autograd, without the C++ compiler, which takes minutes."""
     compile = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(train_module, "require_compiler", lambda: None)
+    monkeypatch.setattr(train_module, "require_compiler", lambda _: None)
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="aot_eager", **options))
+    loss_module._compiled.cache_clear()
     counters.clear()
     yield
+    loss_module._compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -131,6 +135,48 @@ def test_a_gpu_without_what_triton_needs_says_so_at_once(data, tmp_path, monkeyp
     with pytest.raises(ConfigError, match=r"for a GPU torch needs .*a C compiler"):
         run(asked)
     assert not (tmp_path / "run").exists()
+
+
+def test_where_it_is_left_open_a_gpu_without_it_is_worth_a_warning(monkeypatch, capsys):
+    left_open = pretrain_config(compile=None)
+    require_compiler(left_open)  # a CPU
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    require_compiler(left_open)
+    require_compiler(pretrain_config(compile=False))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "warning: compile: for a GPU torch needs " in said and "a C compiler" in said
+
+
+@pytest.mark.parametrize(("compile", "there", "lacking", "is_compiled"), [
+    (None, CUDA, [], True), (None, CUDA, ["Triton"], False), (None, CPU, [], False), (False, CUDA, [], False),
+    (True, CPU, [], True),
+])  # fmt: skip
+def test_towers_and_loss_are_compiled_together(monkeypatch, backend, compile, there, lacking, is_compiled):
+    monkeypatch.setattr(acceleration, "triton_lacks", lambda: lacking)
+    model, tile = DualEncoder(MODEL, 50), torch.ones(2, 3)
+    with accelerated(model, pretrain_config(compile=compile), there):
+        assert all(("forward" in vars(block)) == is_compiled for block in model.vision_model.encoder.blocks)
+        if there == CUDA:
+            loss_module._compiled(loss_module._log_sums_apart)(tile, tile[:, 0], tile[0])
+    assert (counters["stats"]["unique_graphs"] > 0) == (is_compiled and there == CUDA)
+
+
+def test_a_compiler_that_fails_is_one_clear_line(monkeypatch):
+    def fails(graph, inputs):
+        raise RuntimeError("no working triton\nand a page of code")
+
+    compile = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=fails, **options))
+    model = DualEncoder(MODEL, 50).train()
+    with (
+        pytest.raises(ConfigError, match=r"^compile: torch fails: .*no working triton; set compile to false$"),
+        accelerated(model, pretrain_config(compile=True), CPU),
+    ):
+        model.encode_image(torch.zeros(4, 3, 32, 32))
+    torch._dynamo.reset()
 
 
 def _switches():

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
 from align.training import loss as module
@@ -189,43 +188,3 @@ def test_what_a_gpu_computes_is_what_a_cpu_computes(spread, monkeypatch):
         found.append((loss, *torch.autograd.grad(loss, (images, texts))))
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs)
-
-
-def test_a_compiler_that_fails_costs_one_warning(monkeypatch, capsys):
-    calls = []
-
-    def compile(function, **_):
-        def fails(*arguments):
-            calls.append(1)
-            raise TorchDynamoException("no working triton\nand a page of code")
-
-        return fails
-
-    monkeypatch.setattr(torch, "compile", compile)
-    module._compiled.cache_clear()
-    monkeypatch.setattr(module, "_tile_function", lambda function, _: module._compiled(function))
-    try:
-        images, texts = (torch.randn(6, 4).requires_grad_() for _ in range(2))
-        loss = sigmoid_loss(images, texts, 1.0, -1.0, tile=(2, 3))
-        monkeypatch.undo()
-        torch.testing.assert_close(loss, sigmoid_loss(images, texts, 1.0, -1.0))
-        said = capsys.readouterr().err
-        assert said.count("warning: the loss runs without torch.compile") == 1 and "triton" in said
-        assert "page of code" not in said and len(calls) == 1
-    finally:
-        module._compiled.cache_clear()
-
-
-def test_another_error_of_a_compiled_tile_is_not_hidden(monkeypatch):
-    """Such as a device without memory: what ran half may have changed its inputs."""
-
-    def fails(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
-    module._compiled.cache_clear()
-    try:
-        with pytest.raises(RuntimeError, match="out of memory"):
-            module._compiled(module._sigmoids)(torch.ones(1), torch.ones(1))
-    finally:
-        module._compiled.cache_clear()

@@ -19,6 +19,7 @@ from align.config.model import ModelConfig
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
+from align.pipeline.work import Work
 from align.training import loss as loss_module
 from align.training import step as module
 from align.training import train
@@ -402,17 +403,12 @@ def texts(model, seed):
 
 
 def kept_bytes(work):
-    """Bytes of all distinct storages that autograd keeps for a backward pass."""
-    storages = {}
-
-    def keep(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    """What lives on for a backward pass."""
+    with Work() as counted:
         result = work()
+    kept = counted.kept_bytes
     del result  # it had to keep its graph until here
-    return sum(size for size, _ in storages.values())
+    return kept
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import torch
 from align.config.infrastructure import HealthConfig
 from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder
-from align.errors import StoppedError
+from align.errors import StoppedError, TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
@@ -36,7 +36,6 @@ from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SampleSources, SplitSamples
 from align.training.health import Health, batch_norm_gap, possible_rank, validate
 from align.training.progress import Progress, Usage
-from align.training.ranks.endings import NotSavedError
 from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.state import MetricRow, State
@@ -102,10 +101,7 @@ def train(
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
-        first = state.step
-        for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
-            if state.step == first + 2:  # the first has been read, on all ranks
-                ranks.in_step()
+        for batch in one_ahead(loader.batches(state.step, recipe.num_steps), ranks.device):
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
@@ -165,7 +161,7 @@ def train(
         # All wait until it is saved: srun and mpirun end the ranks that are left when one has gone.
         at = f"after step {state.step} of {recipe.num_steps}"
         if ranks.any(folder.has_failed(wait=True)):  # the leading rank says why: its folder.wait does
-            raise NotSavedError(f"stopped {at}: the leading rank could not write a checkpoint")
+            raise TrainingError(f"stopped {at}: the leading rank could not write a checkpoint")
         if state.step < recipe.num_steps:
             raise StoppedError(f"stopped by SIGTERM {at}; that step is saved; run again to resume")
     ranks.barrier()

@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from align.config.recipe import Recipe
 from align.display.console import say
-from align.durable.checkpoint import CheckpointFolder
 from align.durable.cores import cores
 from align.durable.files import write_text
 from align.durable.memory import freed_memory_kept
@@ -65,16 +64,15 @@ def run(plan: TrainingPlan) -> Trained | None:
         StoppedError: SIGTERM came.
         TrainingError: a rank died, another signal came, or the loss became non-finite.
     """
-    recipe, cluster, seat = plan.recipe, plan.infrastructure.cluster, plan.infrastructure.seat
-    num_nodes = cluster.num_nodes if cluster else 1
-    num_processes = seat.ranks or recipe.num_processes or default_processes(
-        recipe.batch_size // num_nodes, plan.model.batch_norm_group, seat.ranks_on_cpus or cores()
+    recipe, cluster, place = plan.recipe, plan.infrastructure.cluster, plan.infrastructure.place
+    num_nodes = cluster.num_nodes if cluster and place is None else 1
+    num_processes = place.world_size if place else recipe.num_processes or default_processes(
+        recipe.batch_size // num_nodes, plan.model.batch_norm_group, cores()
     )  # fmt: skip
     _check(plan, num_nodes, num_processes)
 
-    def start(saves: CheckpointFolder | None = None) -> None:
-        work = functools.partial(_train_rank, plan)
-        launch(work, num_processes, recipe.num_threads, cluster, seat=seat, saves=saves)
+    def start() -> None:
+        launch(functools.partial(_train_rank, plan), num_processes, recipe.num_threads, cluster, place=place)
 
     if not plan.leads:
         start()
@@ -90,8 +88,9 @@ def run(plan: TrainingPlan) -> Trained | None:
                 "version of torch or of a tower's library, or another kind of device; this one starts from the "
                 "beginning. --accept-code-change WHY resumes that one instead"
             )
-        if num_nodes > 1 or folder.steps()[-1:] != [recipe.num_steps]:  # the other machines wait for this one
-            start(folder)
+        others_wait = num_nodes > 1 or place is not None
+        if others_wait or folder.steps()[-1:] != [recipe.num_steps]:
+            start()
         saved = folder.load_latest(torch.device("cpu"))
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
@@ -114,20 +113,20 @@ def require_best(rows: Sequence[MetricRow], recipe: Recipe) -> int:
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
     """Raises ConfigError if values of the recipe contradict each other, the model, the launcher or this machine."""
-    seat = plan.infrastructure.seat
-    started = max(seat.of, seat.ranks or 1)
-    if started > 1 and plan.recipe.num_processes not in (None, 1, started):
+    place = plan.infrastructure.place
+    here = place.local_world_size if place else num_processes
+    if place and plan.recipe.num_processes not in (None, 1, here):
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started or named "
-            f"{started} ranks on this machine; null takes them"
+            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started {here} ranks "
+            "on this machine; null takes them"
         )
     if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    shown_its_own = seat.of > 1 and gpus == 1  # as `srun --gpus-per-task=1` does
-    if gpus and not shown_its_own and max(num_processes, seat.of) > gpus:
+    shown_its_own = place and gpus == 1  # as `srun --gpus-per-task=1` does
+    if gpus and not shown_its_own and here > gpus:
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {max(num_processes, seat.of)}: each trains on a GPU of its own, and "
+            f"{plan.recipe.section}.num_processes {here}: each trains on a GPU of its own, and "
             f"this machine has {gpus}; null takes as many as the batch divides into"
         )
     if plan.recipe.compile:
@@ -164,8 +163,6 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             f"{plan.recipe.section}.batch_size {plan.recipe.batch_size:,} must be a multiple of {ranks.world_size} "
             f"ranks on all machines x model.batch_norm_group {group}; set num_processes alike on every machine"
         )
-    if ranks.patience_s is not None and plan.infrastructure.tars is not None:  # others wait for a rank that reads
-        ranks = replace(ranks, patience_s=ranks.patience_s + STORE_PATIENCE_S)
     saved = _newest(plan, ranks)
     model = new_model(plan, first=ranks.leads and saved is None)
     if saved is None:

@@ -24,7 +24,7 @@ from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, require_passed
 from align.model.dual_encoder import DualEncoder, load_model, save_model
-from align.services.job import ALONE, Seat, cluster_of_job
+from align.services.job import Place, place_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.address import address, current_run_id
 from align.services.tracking.live_log import LiveLog
@@ -48,8 +48,9 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
     """
     recipe, _, inputs = trains = on_given(params, trains, args.data)
     stage, paths = recipe.section, params.section(PathsConfig)
-    cluster, seat = cluster_of_job(params.section(ClusterConfig))
-    plan = plan_of(params, trains, cluster, seat, accept_code_change=args.accept_code_change, given=bool(args.data))
+    cluster = params.section(ClusterConfig)
+    place = place_of_job() if cluster.num_nodes == 1 else None  # else it starts its part of the ranks
+    plan = plan_of(params, trains, cluster, place, accept_code_change=args.accept_code_change, given=bool(args.data))
     plan = replace(plan, monitoring=replace(plan.monitoring, validation=getattr(args, "validation", None)))
     if (run_id := current_run_id()) is not None:
         plan = replace(plan, monitoring=replace(plan.monitoring, log=LiveLog(run_id, stage)))
@@ -62,7 +63,7 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
     with record_runtime(stage, paths.runtime) if plan.leads else recorded as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)
         if finished is None:
-            say(f"{stage}: this machine is done; node 0 has the model and its report")
+            say(f"{stage}: this process is done; rank 0 writes the model and its report")
             return
         report, runtime["pairs_per_s"] = finished
     if recipe.num_steps:
@@ -76,14 +77,14 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
 
 
 def plan_of(
-    params: Params, trains: Trains, cluster: ClusterConfig | None = None, seat: Seat = ALONE,
+    params: Params, trains: Trains, cluster: ClusterConfig | None = None, place: Place | None = None,
     *, accept_code_change: str | None = None, given: bool = False,
 ) -> TrainingPlan:  # fmt: skip
     """The plan of a stage, from the shared sections; `given`: over tars that others made."""
     (recipe, model, inputs), store = trains, params.section(StoreConfig)
     return make_plan(
         recipe, recipe.trained(model), inputs, params.section(PathsConfig).checkpoints,
-        infrastructure=Infrastructure(tar_reader(store, given=given), checkpoint_mirror(store), cluster, seat),
+        infrastructure=Infrastructure(tar_reader(store, given=given), checkpoint_mirror(store), cluster, place),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=accept_code_change,
     )  # fmt: skip
 

@@ -35,7 +35,6 @@ from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from align.training.given_tars import given_data
-from align.training.ranks.endings import RestartError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
 from tests.support import ROOT, given_tars, killing, training_data, wait_until, warm
@@ -334,7 +333,7 @@ def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data, 
         next(batches)
         first, second = sorted(of_this_process(), key=lambda process: process.pid)
         second.send_signal(number)
-        with pytest.raises(RestartError, match=rf"^a loader process has died, .*\b{second.pid}\b.*; run the stage"):
+        with pytest.raises(DataError, match=rf"^a loader process has died, .*\b{second.pid}\b.*; run the stage"):
             list(batches)
         assert not first.is_running() and not second.is_running()
 
@@ -383,7 +382,7 @@ def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data, tmp_pat
         infrastructure=Infrastructure(cluster=cluster),
     ))  # fmt: skip
     assert (tmp_path / "2").exists() and (tmp_path / "6").exists()
-    assert (tmp_path / "why").read_text().startswith("RestartError: a loader process has died, perhaps for memory: ")
+    assert (tmp_path / "why").read_text().startswith("DataError: a loader process has died, perhaps for memory: ")
     training_data.assert_same(whole, killed)
     require_gone({int(pid) for pid in (tmp_path / "seen").read_text().split()})
 

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from align.display.console import say
 from align.durable.processes import when_parent_ends
-from align.errors import AlignError, TrainingError
+from align.errors import AlignError, DataError, TrainingError
 from align.training.batches.batch import (
     Arrays,
     Augmentation,
@@ -49,7 +49,6 @@ from align.training.batches.batch import (
 )
 from align.training.batches.rows import AHEAD, RowMaker
 from align.training.batches.samples import SplitSamples
-from align.training.ranks.endings import RestartError
 
 #: Batches that a process is asked for ahead.
 ASKED = 1
@@ -196,7 +195,7 @@ class TrainLoader:
             CorruptError: a sample cannot be read and `on_corrupt` is "stop", or no replacement can be read either.
             DataError: a tar is gone.
             ServiceError: the store was unavailable for longer than `patience_s`.
-            RestartError: a loader process has died.
+            DataError: a loader process has died.
             TrainingError: loader processes cannot be started.
         """
         making = self._in_processes if self._workers.num_processes else self._in_threads
@@ -288,7 +287,7 @@ def made_by_processes(
 
     Raises:
         TrainingError: this machine cannot start the processes.
-        RestartError: a process has died.
+        DataError: a process has died.
         AlignError: what a process could not make its rows for.
     """
     num_rows = parts.share[1] - parts.share[0]
@@ -333,7 +332,7 @@ def _next(workers: Iterator[Part | AlignError]) -> Part:
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
-        raise RestartError(
+        raise DataError(
             f"a loader process has died, perhaps for memory: {error}; run the stage again to resume"
         ) from None
     if isinstance(part, AlignError):

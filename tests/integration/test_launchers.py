@@ -166,7 +166,8 @@ def ranks_below(launcher):
     """The processes that train."""
     for process in launcher.children(recursive=True):
         with suppress(psutil.Error):
-            if process.cmdline()[-1:] == ["pretrain"] and "python" in process.name():
+            _, *words = process.cmdline()
+            if len(words) == 2 and words[0].endswith("/align") and words[1] == "pretrain":
                 yield process
 
 
@@ -195,7 +196,7 @@ def mpirun(spaces, tmp_path):
     agent.write_text(f'#!/bin/sh\nshift\nexec ip netns exec {spaces[1]} unshare --uts sh -c "hostname second; $*"\n')
     agent.chmod(0o755)
     options = ["--allow-run-as-root", "--prtemca", "plm_ssh_agent", str(agent), "--host", "first:1,10.77.0.2:1"]
-    mpi = ["mpirun", *options, "-np", "2", "--map-by", "ppr:1:node", "-x", "MASTER_ADDR=10.77.0.1"]
+    mpi = ["mpirun", *options, "-np", "2", "--map-by", "ppr:1:node", "--bind-to", "none", "-x", "MASTER_ADDR=10.77.0.1"]
     return [["ip", "netns", "exec", spaces[0], *named, "first", *mpi, "align", "pretrain"]]
 
 

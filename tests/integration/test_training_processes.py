@@ -59,7 +59,8 @@ def require_close(ours, theirs):
 
 
 def test_two_processes_equal_one_and_four_resume_what_two_began(data, tmp_path):
-    short = {"num_steps": 4, "warmup_steps": 1, "batch_size": 16, "learning_rate": 0.005}  # small: rounding grows with it
+    # a small rate: rounding grows with it
+    short = {"num_steps": 4, "warmup_steps": 1, "batch_size": 16, "learning_rate": 0.005}
     one, two = (run(plan(data, tmp_path / str(n), pretrain_config(**short, num_processes=n))) for n in (1, 2))
     require_close(two, one)
     begun = tmp_path / "begun"

@@ -126,7 +126,7 @@ def test_training_that_loses_a_node_is_requeued(cluster, training, whole):
     cluster.lose(slurm.NODES[1])
     wait(lambda: "RUNNING" not in " ".join(slurm.jobs()), says=log)
     # torch's lines are one for a rank that ended, not where it stood
-    assert "another one has: " in log() and "Traceback" not in log()
+    assert "rank 0 ends, as another one has ended or hangs: " in log() and "Traceback" not in log()
     (folder / "hold").unlink()
     cluster.start(slurm.NODES[1])
     resumed(training, whole)

@@ -144,6 +144,14 @@ def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
     )
     for folder in ("models/pretrained", "reports/pretrain"):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
+    wait_until(lambda: not [*working_in(tmp_path)])  # no rank outlives what has started it
+
+
+def working_in(folder):
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd().startswith(str(folder)):
+                yield process
 
 
 @pytest.mark.kill

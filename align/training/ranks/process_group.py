@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -235,15 +236,18 @@ def _one_line(record: logging.LogRecord) -> bool:
 def _started(work: Callable[[Ranks], None], threads: int, timeout: datetime.timedelta) -> TrainingError | None:
     """Works as a rank that `_start` has started; returns the error that all ranks have."""
     when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
-    place = place_of_job()
-    assert place is not None
+    place, launcher = place_of_job(), multiprocessing.parent_process()
+    shared: TrainingError | None = None
+    assert place is not None and launcher is not None
     try:
         _be_rank(work, threads, timeout, place)
     except StoppedError as error:  # not returned: torch waits for the ranks of a launcher that was told to end, too
         _leave(place, error, says=place.rank == 0)
     except TrainingError as error:
-        return error
-    return None
+        shared = error
+    if not launcher.is_alive():
+        os._exit(1)  # torch would wait for it to take what is returned
+    return shared
 
 
 def _be_rank(work: Callable[[Ranks], None], threads: int, timeout: datetime.timedelta, place: Place) -> None:

@@ -94,9 +94,9 @@ class ClusterConfig(Section):
     node_rank: int = Field(ge=0)
     #: HOST:PORT at which the others reach node 0.
     rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
-    #: The most restarts in a row after a rank or a machine was lost; a new checkpoint begins the count again.
+    #: The most restarts of one machine's ranks after one has ended, and successors of a lost worker of a pool.
     max_restarts: int = Field(ge=0)
-    #: Seconds that machines wait for each other, and ranks in a step; more for reads of an object store.
+    #: Seconds that machines wait for each other, and ranks in a step.
     patience_s: int = Field(ge=1)
     #: Seconds that ranks have to write a checkpoint and end after SIGTERM.
     stop_s: int = Field(ge=1)

@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from align.display.console import say
 from align.durable.files import fsync, replaced, to_json, write_text
-from align.durable.locks import locked, take, tried
+from align.durable.locks import locked, tried
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.interfaces.store import Mirror
 
@@ -102,14 +102,6 @@ class CheckpointFolder:
             return False
         return self._writing.exception() is not None
 
-    def is_writing(self) -> bool:
-        """Whether a process writes a checkpoint of this run."""
-        for part in self.directory.glob(".step-*.part"):
-            with suppress(FileNotFoundError), part.open("rb+") as file:  # a killed process leaves one without a lock
-                if not take(file):
-                    return True
-        return False
-
     def wait(self) -> None:
         """Waits until the last checkpoint is on disk.
 
@@ -131,7 +123,6 @@ class CheckpointFolder:
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("wb") as file:
-                take(file)  # see `is_writing`
                 try:
                     torch.save(values, file)
                 except RuntimeError as error:  # of torch's archive, raised while handling the file's error

@@ -25,7 +25,7 @@ from align.interfaces.store import Mirror, Tars
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.project import provenance
-from align.services.job import ALONE, Seat
+from align.services.job import Place
 from align.training.batches.index import SplitIndex
 from align.training.batches.reading import STORE_PATIENCE_S
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples, first_pairs
@@ -74,13 +74,13 @@ class Infrastructure:
         tars: the object store that holds tars missing from the shard folders.
         mirror: an object store that also keeps the checkpoints.
         cluster: the machines that train together; None: this one.
-        seat: this process among those of its machine.
+        place: this process among the ranks that a launcher has started; None: it starts its ranks.
     """
 
     tars: Tars | None = None
     mirror: Mirror | None = None
     cluster: ClusterConfig | None = None
-    seat: Seat = ALONE
+    place: Place | None = None
 
 
 THIS_MACHINE = Infrastructure()
@@ -148,9 +148,9 @@ class TrainingPlan:
 
     @property
     def leads(self) -> bool:
-        """Whether this machine writes checkpoints, reports and the model."""
-        cluster = self.infrastructure.cluster
-        return cluster is None or cluster.node_rank == 0
+        """Whether this machine, or this rank of a launcher, writes checkpoints, reports and the model."""
+        cluster, place = self.infrastructure.cluster, self.infrastructure.place
+        return place.rank == 0 if place else cluster is None or cluster.node_rank == 0
 
     def folder(self) -> CheckpointFolder:
         """The folder of the run's checkpoints."""

@@ -21,7 +21,7 @@ from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, require_passed
 from align.model.dual_encoder import DualEncoder, load_model, save_model
-from align.services.job import ALONE, cluster_of_job
+from align.services.job import place_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.address import address, current_run_id
 from align.services.tracking.live_log import LiveLog
@@ -44,11 +44,12 @@ def plan_of(params: Params, work: Work, args: argparse.Namespace | None = None) 
         AlignError: as `given_data`, `make_plan` and `require_passed`.
     """
     given, store, paths = getattr(args, "data", None) or (), params.section(StoreConfig), params.section(PathsConfig)
-    cluster, seat = cluster_of_job(params.section(ClusterConfig)) if args else (None, ALONE)
+    cluster = params.section(ClusterConfig) if args else None
+    place = place_of_job() if cluster and cluster.num_nodes == 1 else None  # else it starts its part of the ranks
     stage, run_id = work.recipe.section, current_run_id() if args else None
     plan = make_plan(
         work, paths.checkpoints,
-        infrastructure=Infrastructure(tar_reader(store, given=bool(given)), checkpoint_mirror(store), cluster, seat),
+        infrastructure=Infrastructure(tar_reader(store, given=bool(given)), checkpoint_mirror(store), cluster, place),
         monitoring=Monitoring(
             log=LiveLog(run_id, stage) if run_id else None, health=params.section(HealthConfig),
             validation=getattr(args, "validation", None),
@@ -80,7 +81,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path, runtime: Path |
     with timed as times:
         trained = run(plan) if recipe.num_steps else _untrained(plan)
         if trained is None:
-            say(f"{stage}: this machine is done; node 0 has the model and its report")
+            say(f"{stage}: this process is done; rank 0 writes the model and its report")
             return None
         report = training_report(plan, trained)
         write_training_report(report, trained, plan, reports)

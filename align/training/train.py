@@ -12,7 +12,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +31,10 @@ from align.training.acceleration import accelerated, require_compiler
 from align.training.batches.augmentation import Augmentation
 from align.training.batches.batch import one_ahead
 from align.training.batches.loader import TrainLoader
-from align.training.batches.reading import STORE_PATIENCE_S
 from align.training.batches.samples import SampleSources
 from align.training.given_towers import given_weights, names_of, require_given
 from align.training.plan import TrainingPlan
 from align.training.progress import Watch
-from align.training.ranks.endings import NotSavedError
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
 from align.training.state import Found, MetricRow, State, best_step, learning_rate_at, new_state
@@ -78,21 +76,19 @@ def run(plan: TrainingPlan) -> Trained | None:
         StoppedError: SIGTERM came.
         TrainingError: a rank died, another signal came, or the loss became non-finite.
     """
-    recipe, cluster, seat, folder = plan.recipe, plan.infrastructure.cluster, plan.infrastructure.seat, plan.folder()
-    num_nodes = cluster.num_nodes if cluster else 1
-    num_processes = seat.ranks or recipe.num_processes or default_processes(
-        recipe.batch_size // num_nodes, plan.model.batch_norm_group, seat.ranks_on_cpus or cores()
+    recipe, infrastructure, folder = plan.recipe, plan.infrastructure, plan.folder()
+    cluster, place = infrastructure.cluster, infrastructure.place
+    num_nodes = cluster.num_nodes if cluster and place is None else 1
+    num_processes = place.world_size if place else recipe.num_processes or default_processes(
+        recipe.batch_size // num_nodes, plan.model.batch_norm_group, cores()
     )  # fmt: skip
     _check(plan, num_nodes, num_processes)
     with folder.lock() if plan.leads else nullcontext():
         if plan.leads:
             _find_checkpoint(plan, folder)
-        others_wait = num_nodes > 1 or not plan.leads
+        others_wait = num_nodes > 1 or place is not None
         if others_wait or folder.steps()[-1:] != [recipe.num_steps]:
-            launch(
-                functools.partial(train_rank, plan), num_processes, recipe.num_threads, cluster, seat=seat,
-                saves=folder if plan.leads else None,
-            )  # fmt: skip
+            launch(functools.partial(train_rank, plan), num_processes, recipe.num_threads, cluster, place=place)
         return _result(plan, folder) if plan.leads else None
 
 
@@ -104,8 +100,6 @@ def train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             f"{recipe.section}.batch_size {recipe.batch_size:,} must be a multiple of {ranks.world_size} ranks on all "
             f"machines x model.batch_norm_group {group}; set num_processes alike on every machine"
         )
-    if ranks.patience_s is not None and plan.infrastructure.tars is not None:  # others wait for a rank that reads
-        ranks = replace(ranks, patience_s=ranks.patience_s + STORE_PATIENCE_S)
     saved = _newest(plan, ranks)
     model = new_model(plan, first=ranks.leads and saved is None)
     if saved is None:
@@ -153,8 +147,6 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
             stop = ranks.any(stopped() or folder.has_failed())
             due = Due.after(state.step, plan)
             watch.step(batch)
-            if state.step == first + 1:
-                ranks.in_step()
             if not (stop or any(due)):
                 continue
             watch.read(state.read())  # ends the run if a value is not finite
@@ -170,7 +162,7 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
         # All wait until it is saved: srun and mpirun end the ranks that are left when one has gone.
         at = f"after step {state.step} of {recipe.num_steps}"
         if ranks.any(folder.has_failed(wait=True)):  # the leading rank says why: its folder.wait does
-            raise NotSavedError(f"stopped {at}: the leading rank could not write a checkpoint")
+            raise TrainingError(f"stopped {at}: the leading rank could not write a checkpoint")
         if state.step < recipe.num_steps:
             raise StoppedError(f"stopped by SIGTERM {at}; that step is saved; run again to resume")
     ranks.barrier()
@@ -283,20 +275,20 @@ def require_best(rows: Sequence[MetricRow], recipe: Recipe) -> int:
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
     """Raises ConfigError if values of the recipe contradict each other, the model, the launcher or this machine."""
-    seat = plan.infrastructure.seat
-    started = max(seat.of, seat.ranks or 1)
-    if started > 1 and plan.recipe.num_processes not in (None, 1, started):
+    place = plan.infrastructure.place
+    here = place.local_world_size if place else num_processes
+    if place and plan.recipe.num_processes not in (None, 1, here):
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started or named "
-            f"{started} ranks on this machine; null takes them"
+            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started {here} ranks "
+            "on this machine; null takes them"
         )
     if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    shown_its_own = seat.of > 1 and gpus == 1  # as `srun --gpus-per-task=1` does
-    if gpus and not shown_its_own and max(num_processes, seat.of) > gpus:
+    shown_its_own = place and gpus == 1  # as `srun --gpus-per-task=1` does
+    if gpus and not shown_its_own and here > gpus:
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {max(num_processes, seat.of)}: each trains on a GPU of its own, and "
+            f"{plan.recipe.section}.num_processes {here}: each trains on a GPU of its own, and "
             f"this machine has {gpus}; null takes as many as the batch divides into"
         )
     require_compiler(plan.recipe)

@@ -1,12 +1,10 @@
 #!/bin/bash
 # Training on the machines of a SLURM job, from the root of a checkout that all of them see:
 #
-#   sbatch --gpus-per-node=8 infra/slurm/train.sh pretrain
-#   sbatch --gpus-per-node=8 --nodes=4 infra/slurm/train.sh pretrain --set pretrain.batch_size=4096
+#   sbatch --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 infra/slurm/train.sh pretrain
 #
-# Machines without GPUs need no such option; the site says what their kinds are called. SLURM starts one task on each
-# machine; align learns its place from SLURM's variables, and starts a rank for each GPU. Where a task for each GPU is
-# the custom, `sbatch --ntasks-per-node=8`: each task is then a rank.
+# A task is one rank, so there is one for each GPU, with its share of the machine's cores. Machines without GPUs need no
+# such option; the site says what their kinds are called. With one task in all, align starts a rank for each GPU.
 #
 # What was run: this script on SLURM 24.11 with two nodes, on CPUs: stopped, requeued, and with a node lost
 # (tests/integration/test_launchers.py).
@@ -19,8 +17,8 @@
 # A job that lost a machine starts again by itself, resumes from the last checkpoint, and continues its log.
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Two minutes before the time limit this script gets USR1 and has training stop, which writes a checkpoint, in
-# cluster.stop_s at most. What scancel ends gets TERM, and does not start again.
+# Two minutes before the time limit this script gets USR1 and has training stop, which writes a checkpoint. What scancel
+# ends gets TERM, and does not start again.
 #SBATCH --signal=B:USR1@120
 set -u
 
@@ -28,7 +26,7 @@ stopped=
 trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # TERM goes to the tasks, not to this script
 
 # a task that fails ends the others, which would wait for it
-srun --kill-on-bad-exit=1 align "$@" &
+srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} align "$@" &
 wait $!
 code=$?
 [ -z "$stopped" ] || { wait $!; code=$?; } # the signal has ended the first wait

@@ -1,14 +1,24 @@
-"""Training under a real SLURM of two nodes: stopped, requeued, with a node lost."""
+"""Training under real launchers on two machines: stopped, with a rank or a machine lost, resumed.
+
+torchrun and mpirun have network namespaces, SLURM two nodes of this machine.
+"""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.support import ROOT, killing, slurm, wait_until
+from tests.support import ROOT, killing, missing, slurm, wait_until
+from tests.support.mlflow_server import free_port
+from tests.support.namespaces import namespaces
+from tests.support.params import sets
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
 
@@ -43,7 +53,7 @@ def noted():
         stops.append(stopped)
         yield stopped
 
-# in each rank, too: it imports this file
+# in each rank that `align` starts, too: it imports this file
 torch.save, State.update, train.stop_requested = slow_save, held_update, noted
 if __name__ == "__main__":
     sys.exit(main())
@@ -117,7 +127,7 @@ def test_training_that_loses_a_node_is_requeued(cluster, training, whole):
     cluster.lose(slurm.NODES[1])
     wait(lambda: "RUNNING" not in " ".join(slurm.jobs()), says=log)
     # torch's lines are one for a rank that ended, not where it stood
-    assert "another one has: " in log() and "Traceback" not in log()
+    assert "rank 0 ends, as another one has ended or hangs: " in log() and "Traceback" not in log()
     (folder / "hold").unlink()
     cluster.start(slurm.NODES[1])
     resumed(training, whole)
@@ -131,24 +141,17 @@ def test_a_cancelled_job_is_not_requeued(training):
     assert "JobState=CANCELLED" in slurm.said("scontrol", "show", "job", job)
 
 
-@pytest.mark.parametrize(("nodes", "each"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("nodes", "each"), [(1, 1), (1, 2), (2, 2)])
 def test_each_task_of_a_step_is_told_its_place(cluster, nodes, each):
     code = (
-        "from align.services.job import cluster_of_job; from tests.support.params import load_params; "
-        "from align.config.infrastructure import ClusterConfig; "
-        "place, seat = cluster_of_job(load_params().section(ClusterConfig)); "
-        "print(place.node_rank, place.num_nodes, seat.number, seat.of, place.rendezvous)"
+        "from align.services.job import place_of_job; at = place_of_job(); "
+        "print(*(at.rank, at.world_size, at.local_rank, at.local_world_size, at.host) if at else ())"
     )
     tasks = slurm.said("srun", f"--nodes={nodes}", f"--ntasks-per-node={each}", sys.executable, "-c", code)
-    said = sorted(line.split() for line in tasks.splitlines())
-    if nodes == each == 1:
-        assert said == [["0", "1", "0", "1", "None"]]
-        return
-    assert len({rendezvous for *_, rendezvous in said}) == 1 and said[0][-1].startswith(f"{slurm.NODES[0]}:")
-    seats = [(number % each, each) for number in range(nodes * each)]
-    assert [tuple(map(int, numbers)) for *numbers, _ in said] == [
-        (number, nodes * each, *seat) for number, seat in enumerate(seats)
-    ]
+    told = sorted(line.split() for line in tasks.splitlines())
+    number = nodes * each
+    places = [[*map(str, (rank, number, rank % each, each)), slurm.NODES[0]] for rank in range(number)]
+    assert told == (places if number > 1 else [[]])
 
 
 def test_a_mistake_fails_the_job_and_is_not_requeued(cluster, held):
@@ -158,3 +161,85 @@ def test_a_mistake_fails_the_job_and_is_not_requeued(cluster, held):
     # srun says the highest code: 1 of the task that saw it first, or 143 of one that srun told to end meanwhile
     assert subprocess.run(command, check=False).returncode in (1, 143)
     assert "num_steps" in log.read_text() and "starts again" not in log.read_text()
+
+
+def ranks_below(launcher):
+    """The processes that train."""
+    for process in launcher.children(recursive=True):
+        with suppress(psutil.Error):
+            _, *words = process.cmdline()
+            if len(words) == 2 and words[0].endswith("/align") and words[1] == "pretrain":
+                yield process
+
+
+def align(spaces, tmp_path):
+    """The command of each machine, which starts its rank itself."""
+    cluster = sets("cluster.num_nodes=2", "cluster.rendezvous=10.77.0.1:29500", "pretrain.num_processes=1")
+    nodes = ((space, sets(f"cluster.node_rank={number}")) for number, space in enumerate(spaces))
+    return [["ip", "netns", "exec", space, "align", "pretrain", *cluster, *node] for space, node in nodes]
+
+
+def torchrun(spaces, tmp_path):
+    """The command of each machine."""
+    options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=10.77.0.1", "--master-port=29500"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options, "--shutdown-timeout=60"]
+    return [
+        ["ip", "netns", "exec", space, *launcher, f"--node-rank={number}", "--no-python", "align", "pretrain"]
+        for number, space in enumerate(spaces)
+    ]
+
+
+def mpirun(spaces, tmp_path):
+    """One command, which reaches the other machine by a script instead of ssh."""
+    if "Open MPI" not in subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False).stdout:
+        missing("mpirun is not Open MPI's")
+    agent, named = tmp_path / "agent", ["unshare", "--uts", "sh", "-c", 'hostname "$1"; shift; exec "$@"', "sh"]
+    agent.write_text(f'#!/bin/sh\nshift\nexec ip netns exec {spaces[1]} unshare --uts sh -c "hostname second; $*"\n')
+    agent.chmod(0o755)
+    options = ["--allow-run-as-root", "--prtemca", "plm_ssh_agent", str(agent), "--host", "first:1,10.77.0.2:1"]
+    mpi = ["mpirun", *options, "-np", "2", "--map-by", "ppr:1:node", "--bind-to", "none", "-x", "MASTER_ADDR=10.77.0.1"]
+    return [["ip", "netns", "exec", spaces[0], *named, "first", *mpi, "align", "pretrain"]]
+
+
+@pytest.mark.parametrize("launcher", [align, torchrun, mpirun])
+def test_two_machines_stop_with_a_checkpoint_and_resume(tmp_path, held, whole, launcher):
+    """One of the ranks is told to end, by its launcher if that leaves it the time."""
+    if shutil.which("mpirun") is None and launcher is mpirun:
+        missing("mpirun is not installed: apt-get install openmpi-bin")
+    log = tmp_path / "log"
+    with namespaces() as spaces, log.open("wb") as output:
+        commands = launcher(spaces, tmp_path)
+
+        def started():
+            return [psutil.Popen(each, cwd=held, stdout=output, stderr=output) for each in commands]
+
+        running = started()
+        wait(lambda: checkpoints(held), says=log.read_text)
+        told = next(ranks_below(running[-1])) if launcher is mpirun else running[-1]
+        told.terminate()
+        wait(lambda: launcher is mpirun or " signal SIGTERM" in log.read_text(), says=log.read_text)
+        (held / "hold").unlink()  # for the rank that nobody has told
+        codes = [one.wait(200) for one in running]
+        assert codes == {align: [143, 143], torchrun: [1, 1], mpirun: [143]}[launcher], log.read_text()
+        stopped = set(re.findall(r"stopped by SIGTERM after step (\d) of 8; that step is saved", log.read_text()))
+        assert [*map("step-0000000{}.pt".format, stopped)] == checkpoints(held), log.read_text()
+        assert [one.wait(400) for one in started()] == [0] * len(commands), log.read_text()
+    assert f"pretrain: resuming from step {stopped.pop()}" in log.read_text()
+    assert killing.digests(held / "models/pretrained") == whole
+
+
+def test_torchrun_starts_a_rank_that_dies_again(tmp_path, held, whole):
+    claim, port = free_port()
+    claim.close()
+    options = ["--nproc-per-node=2", "--max-restarts=1", f"--master-port={port}", "--no-python"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "torch.distributed.run", *options, "align", "pretrain"]
+        launcher = psutil.Popen(command, cwd=held, stdout=output, stderr=output)
+        wait(lambda: checkpoints(held), says=log.read_text)
+        [_, second] = ranks_below(launcher)
+        second.kill()
+        (held / "hold").unlink()
+        assert launcher.wait(400) == 0, log.read_text()
+    assert "pretrain: resuming from step 3" in log.read_text()
+    assert killing.digests(held / "models/pretrained") == whole

@@ -1,11 +1,10 @@
-"""An error, a death or damage that one rank alone has: it ends the others, who wait, and is the run's error, once."""
+"""What one rank alone has (an error, a death, a hang), and what all have: how the run ends, or starts again."""
 
 import functools
 import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -14,27 +13,25 @@ import torch
 import torch.distributed as dist
 
 from align.config.infrastructure import ClusterConfig
-from align.errors import AlignError, ConfigError, CorruptError, ServiceError
-from align.services.job import Seat
-from align.training.batches.reading import TarBytes
+from align.errors import AlignError, ConfigError, CorruptError, NonFiniteLossError, StoppedError, TrainingError
+from align.services.job import Place
 from align.training.plan import Infrastructure
-from align.training.ranks.process_group import launch
+from align.training.ranks.process_group import Ranks, launch
 from align.training.train import run, stop_requested, train_rank
 from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.mlflow_server import free_port
-from tests.support.params import sets
+from tests.support.params import load_params, sets
 from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
-def cluster(max_restarts):
-    return ClusterConfig(
-        num_nodes=1, node_rank=0, rendezvous=None, max_restarts=max_restarts, patience_s=60, stop_s=30, pools={}
-    )
+def cluster(**values):
+    return load_params().section(ClusterConfig).model_copy(update={"max_restarts": 0, **values})
 
 
 def _one_fails(root, ranks):
     (root / f"{ranks.rank} {time.monotonic_ns()}").touch()
+    dist.all_reduce(torch.zeros(1))
     if ranks.rank == 1:
         raise CorruptError("tar 00007: sample 3 does not decode")
     dist.all_reduce(torch.zeros(1))
@@ -42,123 +39,181 @@ def _one_fails(root, ranks):
 
 def _all_fail(root, ranks):
     (root / f"{ranks.rank} {time.monotonic_ns()}").touch()
-    time.sleep(ranks.rank)
-    raise ConfigError(f"rank {ranks.rank} says so")
+    dist.all_reduce(torch.zeros(1))
+    raise NonFiniteLossError("the loss is nan")
 
 
-@pytest.mark.parametrize("max_restarts", [0, 2])
-def test_the_others_end_and_nothing_is_tried_again(tmp_path, max_restarts):
-    with pytest.raises(CorruptError, match=r"^tar 00007: sample 3 does not decode$"):
-        launch(functools.partial(_one_fails, tmp_path), 2, 1, cluster(max_restarts))
+def test_an_error_of_one_rank_is_said_and_ends_the_others(tmp_path, capfd):
+    with pytest.raises(TrainingError, match=r"^training process [01] ended with exit code 1; "):
+        launch(functools.partial(_one_fails, tmp_path), 2, 1, cluster())
+    said = capfd.readouterr().err
+    assert "align: error: rank 1: tar 00007: sample 3 does not decode\n" in said and "Traceback" not in said
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def node(root, number, port, max_restarts):
-    """One of two machines, whose ranks are one each; prints the run's error."""
+def test_an_error_that_all_ranks_have_is_the_run_s_and_starts_nothing_again(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(NonFiniteLossError, match=r"^the loss is nan$"):
+        launch(functools.partial(_all_fail, tmp_path), 2, 1, cluster(max_restarts=2))
+    assert len(list(tmp_path.iterdir())) == 2 and "exitcode" not in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sample_that_one_rank_cannot_read_ends_both_within_30_s(tmp_path):
+    data = training_data.write(tmp_path / "data")
+    for tar in sorted((data[0] / "train").glob("*.tar")):
+        content = bytearray(tar.read_bytes())
+        at = content.index(b"\xff\xd8\xff")  # the first picture's
+        content[at : at + 64] = bytes(64)
+        tar.write_bytes(content)
+    root = tmp_path / "project"
+    root.mkdir()
+    write_project(root, data, RECIPE | {"num_processes": 2})
+    command = killing.Command(["pretrain", *sets("cluster.max_restarts=0")], root)
+    wait_until(lambda: ": sample " in command.errors, 200)
+    assert command.ended(30) and command.exit_code == 1
+    lines = command.errors.splitlines()
+    assert [line for line in lines if line.startswith("align: error: rank ") and ".tar: sample " in line], lines
+    assert lines[-1].startswith("align: error: training process ") and "Traceback" not in command.errors
+
+
+def node(root, number, port):
+    """One of two machines, with a rank each; prints the run's error."""
     values = {"num_nodes": 2, "node_rank": int(number), "rendezvous": f"127.0.0.1:{port}"}
     try:
-        launch(functools.partial(_one_fails, Path(root)), 1, 1, cluster(int(max_restarts)).model_copy(update=values))
+        launch(functools.partial(_one_fails, Path(root)), 1, 1, cluster(**values))
     except AlignError as error:
         print(f"{type(error).__name__}: {error}")
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("max_restarts", ["0", "1"])
-def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path, max_restarts):
-    """Soon: torch's launcher gives the others five minutes."""
+def test_every_machine_ends_soon_when_a_rank_elsewhere_fails(tmp_path):
     code = "import sys; from tests.integration.test_one_rank_fails import node; node(*sys.argv[1:])"
     claim, port = free_port()
+    commands = ([warm.commands() / "python", "-c", code, tmp_path, number, str(port)] for number in ("0", "1"))
     nodes = [
-        subprocess.Popen(
-            [warm.commands() / "python", "-c", code, tmp_path, number, str(port), max_restarts], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for number in ("0", "1")
-    ]  # fmt: skip
+        subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for command in commands
+    ]
     try:
-        said = [process.communicate(timeout=200) for process in nodes]
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2, 200)
+        said = [process.communicate(timeout=60) for process in nodes]
     finally:
         claim.close()
         for process in nodes:
             process.kill()
-    assert [out for out, _ in said] == ["CorruptError: tar 00007: sample 3 does not decode\n"] * 2, said
-    assert len(list(tmp_path.iterdir())) == 2
+    assert all(out.startswith("TrainingError: training process ") for out, _ in said), said
+    assert "rank 0 ends, as another one has ended or hangs: " in said[0][1]
+    assert "align: error: rank 1: tar 00007" in said[1][1]
 
 
-class _NoAnswer:
-    """A store that is down."""
-
-    num_connections = 1
-
-    def uri(self, sha256, num_bytes):
-        raise NotImplementedError
-
-    def read(self, uri, offset, size):
-        raise ServiceError(f"{uri}: no answer")
+def test_a_rank_that_dies_is_started_again_with_the_others_and_resumes(data, tmp_path, capfd):
+    recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
+    whole = run(plan(data, tmp_path / "whole", recipe))
+    dies = killing.KillOnce(tmp_path / "died", 6)
+    again = Infrastructure(cluster=cluster(max_restarts=1))
+    training_data.assert_same(run(plan(data, tmp_path / "killed", recipe, log=dies, infrastructure=again)), whole)
+    assert (tmp_path / "died").exists() and "resuming from step 4" in capfd.readouterr().err
 
 
-def _one_dies_while_another_waits(root, ranks):
-    """For a store; told to end, the other one reads no more."""
-    waits, died = root / "waits", root / "died"
-    if died.exists():
-        (root / f"again {ranks.rank}").touch()
-    elif ranks.rank == 0:
-        with stop_requested() as stopped:
-            tars = TarBytes(_NoAnswer(), patience_s=600)
-            tars.stopped, tars.tell = stopped, lambda _: waits.touch()
-            tars.read("s3://shards/a.tar", 0, 1)
-    else:
-        wait_until(waits.exists)
-        died.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+def _dies(root, ranks):
+    (root / f"{ranks.rank} {os.getpid()}").touch()
+    dist.all_reduce(torch.zeros(1))
+    os._exit(7) if ranks.rank == 1 else dist.all_reduce(torch.zeros(1))
 
 
-def test_a_rank_that_waits_for_the_store_is_not_why_the_run_ends(tmp_path):
-    launch(functools.partial(_one_dies_while_another_waits, tmp_path), 2, 1, cluster(1))
-    assert {path.name for path in tmp_path.iterdir()} == {"waits", "died", "again 0", "again 1"}
+def test_a_rank_that_dies_again_and_again_ends_the_run(tmp_path):
+    with pytest.raises(TrainingError, match=r"^training process [01] ended with exit code [17]; "):
+        launch(functools.partial(_dies, tmp_path), 2, 1, cluster(max_restarts=1))
+    assert len([*tmp_path.glob("1 *")]) == 2
 
 
-def test_an_error_of_all_is_returned_by_each(tmp_path, capfd):
-    threads = set(threading.enumerate())
-    with pytest.raises(ConfigError, match=r"^rank 0 says so$"):
-        launch(functools.partial(_all_fail, tmp_path), 2, 1, cluster(1))
-    assert set(threading.enumerate()) <= threads  # one that is in torch's store when Python ends aborts the process
-    assert len(list(tmp_path.iterdir())) == 2
-    assert "exitcode" not in capfd.readouterr().err  # the launcher saw no death
+def _hangs(root, ranks):
+    ranks.barrier()
+    if ranks.rank == 1:
+        time.sleep(600)
+    began = time.monotonic()
+    try:
+        ranks.any(False)
+    finally:
+        (root / "waited").write_text(f"{time.monotonic() - began}")
 
 
-def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path):
-    """Ranks read different samples, and the default is to stop."""
-    data = training_data.write(tmp_path / "data")
-    tar = sorted((data[0] / "train").glob("*.tar"))[0]
-    content = bytearray(tar.read_bytes())
-    at = content.index(b"\xff\xd8\xff")  # the first picture's
-    content[at : at + 64] = bytes(64)
-    tar.write_bytes(content)
-    with pytest.raises(CorruptError, match=tar.name):
-        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
+def test_a_rank_that_hangs_ends_the_run_after_patience_s(tmp_path):
+    with pytest.raises(TrainingError, match="training process 0 ended"):
+        launch(functools.partial(_hangs, tmp_path), 2, 1, cluster(patience_s=3))
+    assert 2.9 < float((tmp_path / "waited").read_text()) < 9
 
 
-def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(data, tmp_path):
-    """Each has compared the batch with its own number of ranks only: 24 is a multiple of 2 x 1 x 4 and of 2 x 3 x 4."""
-    uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))
+def _ends_slowly(root, seconds, ranks):
+    """Rank 0 writes for some seconds after SIGTERM."""
+    with stop_requested() as stopped:
+        (root / f"{ranks.rank}").touch()
+        while not ranks.any(stopped()):
+            time.sleep(0.05)
+        time.sleep(seconds if ranks.leads else 0.0)
+        (root / f"{ranks.rank} saved").touch()
+    raise StoppedError("stopped")
+
+
+def told_to_end(root, seconds, stop_s):
+    """A machine of two ranks."""
+    try:
+        launch(functools.partial(_ends_slowly, Path(root), float(seconds)), 2, 1, cluster(stop_s=int(stop_s)))
+    except StoppedError as error:
+        print(error)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(("stop_s", "seconds", "saves"), [(1, 6, False), (60, 33, True)])
+def test_ranks_have_the_time_of_params_yaml_to_end(tmp_path, stop_s, seconds, saves):
+    """torch's own limit is 30 s."""
+    code = "import sys; from tests.integration.test_one_rank_fails import told_to_end; told_to_end(*sys.argv[1:])"
+    command = [warm.commands() / "python", "-c", code, tmp_path, str(seconds), str(stop_s)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: len([*tmp_path.iterdir()]) == 2)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        said, errors = process.communicate(timeout=100)
+    assert "stopped by SIGTERM" in said, errors
+    assert (tmp_path / "1 saved").exists() and (tmp_path / "0 saved").exists() == saves
+    assert time.monotonic() - began < seconds + 20
+
+
+def test_ranks_that_cannot_share_the_work_are_refused(data, tmp_path, monkeypatch):
+    with pytest.raises(TrainingError, match=r"cannot listen at 192\.0\.2\.77:29555: .* cluster\.rendezvous"):
+        launch(print, 1, 1, cluster(num_nodes=2, rendezvous="192.0.2.77:29555"))
+    uneven = plan(data, tmp_path, pretrain_config(batch_size=24))  # each machine knows its own number of ranks only
     with pytest.raises(ConfigError, match=r"batch_size 24 must be a multiple of 4 ranks on all machines x model"):
-        launch(functools.partial(train_rank, uneven), 4, 1)
-
-
-def test_ranks_that_a_machine_cannot_have_are_refused(data, tmp_path, monkeypatch):
+        train_rank(uneven, Ranks(0, 4, torch.device("cpu")))
+    recipe, gpus = pretrain_config(num_processes=2), 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ConfigError, match=r"num_processes 2: each trains on a GPU of its own, and this machine has 1"):
-        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    four = Infrastructure(cluster=cluster(0), seat=Seat(1, 4, ranks=1))  # of a launcher
+        run(plan(data, tmp_path, recipe))
+    gpus = 2
+    four = Infrastructure(place=Place(1, 4, 1, 4, "127.0.0.1", 29500))
     with pytest.raises(ConfigError, match=r"num_processes 4: each trains on a GPU of its own, and this machine has 2"):
-        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=None), infrastructure=four))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    two = Infrastructure(cluster=cluster(0), seat=Seat(1, 2, ranks=1))
-    with pytest.raises(ConfigError, match=r"num_processes 8: the launcher has started or named 2 ranks on this machin"):
-        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=8), infrastructure=two))
+        run(plan(data, tmp_path, pretrain_config(batch_size=16, num_processes=None), infrastructure=four))
+    with pytest.raises(ConfigError, match=r"num_processes 2: the launcher has started 4 ranks on this machine"):
+        run(plan(data, tmp_path, recipe, infrastructure=four))
+
+
+def test_nccl_is_told_its_gpu_and_its_patience(monkeypatch, capsys):
+    """The second process of a machine with three GPUs."""
+    given = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: given.update(options, backend=backend))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for local_rank in (1, 0):
+        place = Place(1, 2, local_rank, 2, "127.0.0.1", store.port)
+        launch(lambda ranks: given.setdefault(ranks.device, ranks), 1, 1, cluster(patience_s=50), place=place)
+    assert given["backend"] == "cpu:gloo,cuda:nccl" and given["timeout"].total_seconds() == 50
+    assert {torch.device("cuda", 0), torch.device("cuda", 1)} <= given.keys()
+    assert given[given["device_id"]] == Ranks(1, 2, torch.device("cuda", 0))
+    assert capsys.readouterr().err.count("warning: 2 of 3 GPUs of this machine train") == 1
 
 
 STEPS = {"num_steps": 6, "checkpoint_every_steps": 2, "keep_checkpoints": 3, "num_processes": 2}
@@ -178,18 +233,12 @@ def test_machines_resume_from_a_folder_that_both_see(data, tmp_path):
     last.unlink()
     os.truncate(middle, middle.stat().st_size // 2)
     claim, port = free_port()
-    alone = [
-        "pretrain",
-        *sets("pretrain.num_processes=1", "cluster.num_nodes=2", f"cluster.rendezvous=127.0.0.1:{port}"),
-    ]
+    alone = sets("pretrain.num_processes=1", "cluster.num_nodes=2", f"cluster.rendezvous=127.0.0.1:{port}")
 
     def both(*values):
         """Node 1 with these values."""
-        more = sets("cluster.node_rank=1", *values)
-        nodes = [
-            killing.Command([*alone, *sets("cluster.node_rank=0")], first),
-            killing.Command([*alone, *more], second),
-        ]
+        roots = ((first, sets("cluster.node_rank=0")), (second, sets("cluster.node_rank=1", *values)))
+        nodes = [killing.Command(["pretrain", *alone, *more], root) for root, more in roots]
         assert all(node.ended(240) for node in nodes)
         return nodes
 

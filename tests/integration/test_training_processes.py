@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,55 +15,38 @@ import torch
 
 from align.config.infrastructure import StoreConfig
 from align.errors import ServiceError, StoppedError
-from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
 from align.training.plan import Infrastructure
 from align.training.ranks.process_group import default_processes
 from align.training.train import run
-from tests.support import ROOT, killing, missing, training_data, wait_until, warm
+from tests.support import ROOT, killing, training_data, wait_until, warm
+from tests.support.namespaces import namespaces
 from tests.support.params import load_params, sets
 from tests.support.s3_server import serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config
 from tests.support.training_project import write_project
 
-
-@contextmanager
-def namespaces():
-    """Two network namespaces, 10.77.0.1 and .2, each with its own loopback."""
-    names = tuple(f"align-{os.getpid()}-{number}" for number in (1, 2))
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        missing("network namespaces need root and iproute2")
-    try:
-        for name in names:
-            _ip("netns", "add", name)
-        _ip("link", "add", "veth1", "netns", names[0], "type", "veth", "peer", "name", "veth2", "netns", names[1])
-        for number, name in enumerate(names, start=1):
-            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", f"veth{number}")
-            _ip("-n", name, "link", "set", f"veth{number}", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-        yield names[0], names[1]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-
-
-def _ip(*words):
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
 _LONG = {"num_steps": 100_000, "checkpoint_every_steps": 5}
 
 
 @contextmanager
-def started(command, directory):
-    process = subprocess.Popen(
-        command, cwd=directory, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    with process:
-        try:
-            yield process
-        finally:
+def training(command, directory):
+    """A command, and what reads its stderr."""
+    log = directory.with_name(f"{directory.name}.log")
+    with log.open("wb") as errors:
+        process = psutil.Popen(command, cwd=directory, stderr=errors, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        yield process, log.read_text
+    finally:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
+        process.wait()
+
+
+def has_begun(root, process, said):
+    wait_until(
+        lambda: [*root.glob("checkpoints/*/step-*.pt")], 240, says=said, alive=lambda: killing.lives(process.pid)
+    )
 
 
 def require_close(ours, theirs):
@@ -75,11 +58,15 @@ def require_close(ours, theirs):
             torch.testing.assert_close(ours.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
-def test_two_processes_equal_one(data, tmp_path):
-    short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005}  # small: rounding grows with the rate
-    one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
-    two = run(plan(data, tmp_path / "two", pretrain_config(**short, num_processes=2)))
+def test_two_processes_equal_one_and_four_resume_what_two_began(data, tmp_path):
+    # a small rate: rounding grows with it
+    short = {"num_steps": 4, "warmup_steps": 1, "batch_size": 16, "learning_rate": 0.005}
+    one, two = (run(plan(data, tmp_path / str(n), pretrain_config(**short, num_processes=n))) for n in (1, 2))
     require_close(two, one)
+    begun = tmp_path / "begun"
+    with pytest.raises(StoppedError):
+        run(plan(data, begun, pretrain_config(**short, num_processes=2), log=TermAt(2)))
+    require_close(run(plan(data, begun, pretrain_config(**short, num_processes=4))), one)
     for mine, theirs in zip(one.rows, two.rows, strict=True):
         assert mine["train/temperature"] == pytest.approx(theirs["train/temperature"], rel=1e-4)
         assert mine.keys() == theirs.keys()
@@ -110,24 +97,23 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_proce
     command = write_project(tmp_path, data, recipe)
     if num_processes == 2:
         command = [str(warm.commands() / "align"), "pretrain"]
-    with started(command, tmp_path) as first:
-        wait_until(lambda: [*tmp_path.glob("checkpoints/*/step-*.pt")])
+    with training(command, tmp_path) as (first, said):
+        has_begun(tmp_path, first, said)
         second = killing.Command(["pretrain"], tmp_path)
         assert second.ended(240) and second.exit_code == 1
         assert "another process trains this run" in second.errors
-        first.send_signal(signal.SIGTERM)
-        _, errors = first.communicate(timeout=200)
-    assert first.returncode == 128 + signal.SIGTERM
-    assert "align: error: " in errors and "SIGTERM" in errors.splitlines()[-1]
+        first.terminate()
+        assert first.wait(200) == 128 + signal.SIGTERM, said()
+    assert "align: error: " in said() and "SIGTERM" in said().splitlines()[-1]
     (folder,) = (tmp_path / "checkpoints").iterdir()
     steps = sorted(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
     again = killing.Command(["pretrain"], tmp_path)
     try:
-        while not (said := re.findall("^.*resuming from.*\n", again.errors, re.MULTILINE)):
+        while not (resumes := re.findall("^.*resuming from.*\n", again.errors, re.MULTILINE)):
             assert not again.ended(0.1), "the second run ended"
     finally:
         again.kill()
-    assert f"step {steps[-1]:,} " in said[0]
+    assert f"step {steps[-1]:,} " in resumes[0]
 
 
 @pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.kill)])
@@ -158,6 +144,14 @@ def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
     )
     for folder in ("models/pretrained", "reports/pretrain"):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
+    wait_until(lambda: not [*working_in(tmp_path)])  # no rank outlives what has started it
+
+
+def working_in(folder):
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd().startswith(str(folder)):
+                yield process
 
 
 @pytest.mark.kill
@@ -209,49 +203,6 @@ def node(root, number, space, data, **recipe):
     return ["ip", "netns", "exec", space, *command, *sets(*(f"cluster.{value}" for value in cluster))]
 
 
-@pytest.mark.cluster
-def test_two_network_namespaces_are_two_nodes(data, tmp_path):
-    """Two machines, each with its own network interface, joined by a cable."""
-    one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
-    with namespaces() as spaces:
-        roots = [tmp_path / f"node{number}" for number in range(2)]
-        commands = [node(root, at, spaces[at], data) for at, root in enumerate(roots)]
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        nodes = [
-            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=env)
-            for command, root in zip(commands, roots, strict=True)
-        ]
-        said = [each.communicate(timeout=240)[1] for each in nodes]
-    assert [each.returncode for each in nodes] == [0, 0], said
-    assert "on 2 x cpu" in said[0] and "this machine is done" in said[1]
-    assert not (tmp_path / "node1/models").exists() and not (tmp_path / "node1/checkpoints").exists()
-    weights = load_model(tmp_path / "node0/models/pretrained").state_dict()
-    for name, weight in one_machine.model.state_dict().items():
-        assert torch.equal(weights[name], weight), name
-
-
-@contextmanager
-def training(command, directory):
-    log = directory.with_name(f"{directory.name}.stderr")
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    with log.open("wb") as errors, subprocess.Popen(command, cwd=directory, stderr=errors, env=env) as process:
-        try:
-            yield psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            finally:
-                process.kill()
-
-
-def wait_for_training(root, process):
-    wait_until(
-        lambda: [*root.glob("checkpoints/*/step-*.pt")], 240, says=root.with_name(f"{root.name}.stderr").read_text,
-        alive=lambda: killing.lives(process),
-    )  # fmt: skip
-
-
 def listening(processes):
     """The addresses at which they listen."""
     found = set()
@@ -273,8 +224,8 @@ def test_one_machine_listens_on_loopback_only(data, tmp_path, monkeypatch):
     root = tmp_path / "project"
     root.mkdir()
     write_project(root, data, RECIPE | _LONG | {"num_processes": 2})
-    with training([str(warm.commands() / "align"), "pretrain"], root) as process:
-        wait_for_training(root, process)
+    with training([str(warm.commands() / "align"), "pretrain"], root) as (process, said):
+        has_begun(root, process, said)
         started = {process, *process.children(recursive=True), *warm.processes()}  # forks are no children
         found = [listening([each]) for each in started if each.is_running() and each.cwd() == str(root)]
         assert set().union(*found) == {"127.0.0.1"} and sum(map(len, found)) >= 2  # each rank listens to the other
@@ -291,17 +242,7 @@ def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(data, t
             subprocess.run(["ip", "-n", space, "link", "set", "other", "up"], check=True)
         first, second = tmp_path / "node0", tmp_path / "node1"
         commands = [node(root, at, spaces[at], data, **_LONG) for at, root in enumerate((first, second))]
-        with training(commands[1], second) as follows, training(commands[0], first) as leads:
-            wait_for_training(first, leads)
+        with training(commands[1], second) as (follows, _), training(commands[0], first) as (leads, said):
+            has_begun(first, leads, said)
             assert listening_in_namespace(leads) == {"10.77.0.1"}
             assert listening_in_namespace(follows) == {"10.77.0.2"}
-
-
-def test_a_rendezvous_that_is_not_an_address_of_node_0_is_refused(data, tmp_path):
-    root = tmp_path / "project"
-    root.mkdir()
-    write_project(root, data, RECIPE | {"num_processes": 1})
-    command = ["pretrain", "--set", "cluster.num_nodes=2", "--set", "cluster.rendezvous=192.0.2.77:29555"]
-    started = killing.Command(command, root)
-    assert started.ended(240) and started.exit_code == 1
-    assert "cluster.rendezvous must be an address of node 0" in started.errors.splitlines()[-1]

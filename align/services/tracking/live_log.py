@@ -27,7 +27,7 @@ _LAST_WAIT_S, _GRACE_S = 30.0, 2.0
 
 
 class LiveLog:
-    """A log function for `align.training.loop.Monitoring`. Picklable until the training process enters it.
+    """A log function for `align.training.plan.Monitoring`. Picklable until the training process enters it.
 
     If MLflow is unavailable, one line says so, and one that it is back. If MLflow refuses (the run was deleted,
     credentials are wrong), live logging stops with one warning. Training continues in either case.

@@ -3,7 +3,8 @@
 Gradients are summed over the ranks while the backward pass still runs. As soon as all gradients of a bucket are there,
 they move into it, and the message starts; the rest of the backward pass hides the time that it takes. From then on the
 gradients are views of the bucket, so all gradients exist once, and one bucket twice for a moment. All ranks send their
-buckets in the same order: that in which a backward pass finishes the parameters.
+buckets in the same order: that in which a backward pass finishes the parameters. torch's own way, DDP's reducer, is
+behind USE_REDUCER until a card has said which one stays.
 
 Shards become whole tensors for a checkpoint, from all ranks to the leading one. Not by torch's `full_tensor`, which
 sends a message for each tensor, and which can break the heap of ranks that talk through gloo. Gloo's two threads note
@@ -35,6 +36,9 @@ _T = TypeVar("_T", bound=Tensor)
 #: A bucket is full at this size; a larger parameter has one of its own.
 BUCKET_BYTES = 16 << 20
 
+#: Whether DDP's reducer sums gradients instead. Every parameter that is trained must get one.
+USE_REDUCER = False
+
 
 class GradientSums:
     """Replaces gradients by their sums over ranks. Sharded parameters are left out: FSDP sums their gradients.
@@ -53,10 +57,15 @@ class GradientSums:
         self._bucket_of = {param: number for number, bucket in enumerate(self._buckets) for param in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]
         self._messages: list[Any] = []
+        self._reducers: list[dist.Reducer] = []
 
     @contextmanager
     def last_backward(self, params: Sequence[nn.Parameter]) -> Iterator[None]:
         """The block holds the last backward pass of these parameters in this step: what it finishes is sent."""
+        if USE_REDUCER:
+            self._reduce([param for param in params if param in self._bucket_of])
+            yield
+            return
         handles = [
             param.register_post_accumulate_grad_hook(self._finished)  # type: ignore[no-untyped-call]  # untyped in torch
             for param in params
@@ -70,11 +79,28 @@ class GradientSums:
 
     def finish(self) -> None:
         """Sends what is left, such as the buckets of parameters that got no gradient, and waits for all sums."""
+        if USE_REDUCER:  # its backward pass has waited; it makes means
+            grads = [param.grad for param in self._bucket_of if param.grad is not None]
+            assert len(grads) == len(self._bucket_of), "a bucket with a parameter without a gradient is never sent"
+            torch._foreach_mul_(grads, self._ranks.world_size)
+            return
         while len(self._messages) < len(self._buckets):
             self._send(self._buckets[len(self._messages)])
         for message in self._messages:
             if message is not None:
                 message.wait()
+
+    def _reduce(self, params: list[nn.Parameter]) -> None:
+        if not params:
+            return
+        numbers, world = {param: number for number, param in enumerate(params)}, dist.group.WORLD
+        assert world is not None
+        indices = [[numbers[param] for param in bucket] for bucket in buckets(params, BUCKET_BYTES)]
+        self._reducers.append(dist.Reducer(
+            [*params], indices, [BUCKET_BYTES] * len(indices), world, [False] * len(params),
+            gradient_as_bucket_view=True,
+        ))  # fmt: skip
+        self._reducers[-1].prepare_for_backward([])
 
     def _finished(self, param: Tensor) -> None:
         number = self._bucket_of[param]  # type: ignore[index]  # torch hands over the parameter

@@ -1,107 +1,57 @@
-"""One process or several: launching the ranks, and the messages between them.
+"""One process or several: how the ranks of a run start and end, and the messages between them.
 
-`align pretrain` starts its ranks itself, through torch's elastic launcher. With several machines, each runs the same
-command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs.
+A process is one rank. torchrun, mpirun or srun start the ranks (`align.services.job`); without them `align pretrain`
+does, by torch's elastic launcher, on this machine or on those of `cluster` in params.yaml, which all run the same
+command. A rank that has died is started again by the launcher, with all others, as often as that allows; over several
+machines align's own starts nothing again.
 
-Nothing here checks who connects, so the ranks of one machine listen on loopback only, and several machines on the
-network interface of the rendezvous only. torch's own rendezvous listens on every interface, and anyone who reaches its
-store can read and write the keys by which the ranks find each other. What comes from the network is read as numbers,
-never unpickled.
+An error that all ranks have, such as a loss that is not finite, each returns, and nothing starts again. An error that
+one rank alone has ends its process at once, with its line and its exit code: the launcher ends the others.
+
+Ranks talk through gloo on CPUs and NCCL on GPUs. Nothing here checks who connects, so the ranks of one machine listen
+on loopback only, and several machines on the network interface that leads to rank 0. What comes from the network is
+read as numbers, never unpickled.
 """
 
 from __future__ import annotations
 
 import datetime
+import logging
+import multiprocessing
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import DistStoreError, PrefixStore, TCPStore
-from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 from align.config.infrastructure import ClusterConfig
 from align.config.recipe import even_ranks
-from align.display.console import say
-from align.durable.checkpoint import CheckpointFolder
+from align.display.console import say, say_traceback
 from align.durable.cores import cores
 from align.durable.processes import when_parent_ends
-from align.errors import AlignError, StoppedError, TrainingError
-from align.services.job import ALONE, Seat
-from align.training.ranks.endings import Endings, RankOutcome, RestartError, left
+from align.errors import AlignError, StoppedError, TrainingError, first_line
+from align.services.job import Place, place_of_job
 
 LOOPBACK = "127.0.0.1"
-#: How many times `patience_s` ranks wait for each other before their first step: they load, and may compile.
-BEFORE_FIRST_STEP = 6
-#: One machine, without restarts.
-_ALONE = {"num_nodes": 1, "node_rank": 0, "rendezvous": None, "max_restarts": 0, "patience_s": 300, "stop_s": 30}
-
-
-def listen(endpoint: str) -> socket.socket:
-    """Opens the socket of the store at HOST:PORT, and on no other address; port 0 takes a free one.
-
-    Raises:
-        TrainingError: this machine has no such address, or the port is taken.
-    """
-    host, _, port = endpoint.rpartition(":")
-    try:
-        return socket.create_server((host, int(port)))
-    except OSError as error:
-        raise TrainingError(
-            f"node 0 cannot listen at {endpoint}: {error.strerror or error}; cluster.rendezvous must be an address of "
-            "node 0, and a free port"
-        ) from None
-
-
-def use_interface_to(endpoint: str) -> None:
-    """Has gloo and NCCL listen on the interface through which this machine reaches HOST:PORT.
-
-    Left to themselves, gloo takes the interface of the host name, and NCCL any. With several machines the variables
-    GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME win, for a network of their own.
-    """
-    name = _interface_to(endpoint)
-    if name is None:
-        return
-    for variable, value in (("GLOO_SOCKET_IFNAME", name), ("NCCL_SOCKET_IFNAME", f"={name}")):
-        if variable not in os.environ or endpoint.startswith(f"{LOOPBACK}:"):
-            os.environ[variable] = value
-
-
-def _interface_to(endpoint: str) -> str | None:
-    """The name of the interface; nothing is sent."""
-    host, _, port = endpoint.rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, int(port)))
-        except OSError:
-            return None
-        address = probe.getsockname()[0]
-    interfaces = psutil.net_if_addrs().items()
-    return next((name for name, of in interfaces if any(one.address == address for one in of)), None)
+#: For which torch's launcher sets handlers, and leaves them.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers; `patience_s`: how long they wait for each other, None: as long as torch does."""
+    """This process among its peers."""
 
     rank: int
     world_size: int
     device: torch.device
-    patience_s: float | None = None
-
-    def in_step(self) -> None:
-        """From now on no message of this rank waits longer than `patience_s` for the others; until now, longer."""
-        if self.world_size > 1 and self.patience_s is not None:
-            set_timeout(datetime.timedelta(seconds=self.patience_s))
 
     def alone(self) -> Ranks:
         """This rank as if there were no others."""
@@ -113,8 +63,8 @@ class Ranks:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; all ranks get the same answer."""
-        return flag if self.world_size == 1 else bool(self.max(torch.tensor(float(flag), device=self.device)) > 0)
+        """Whether the flag is set on any rank; all ranks get the same answer. Hosts wait for each other, no device."""
+        return flag if self.world_size == 1 else bool(self.max(torch.tensor(int(flag))))  # on the CPU: gloo's
 
     def barrier(self) -> None:
         """Waits for the other ranks."""
@@ -173,10 +123,6 @@ class Ranks:
         """Starts to replace a tensor by its sum over all ranks; the result has `wait()`, and the tensor is in use."""
         return dist.all_reduce(tensor, async_op=True)
 
-    def start_max(self, tensor: Tensor) -> Any:
-        """`start_sum` for the element-wise maximum."""
-        return dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
-
 
 def default_processes(batch_size: int, group: int, num_cores: int) -> int:
     """The number of ranks if `num_processes` is null: one per GPU or core, reduced until the batch divides evenly.
@@ -203,127 +149,187 @@ def default_processes(batch_size: int, group: int, num_cores: int) -> int:
 
 def launch(
     work: Callable[[Ranks], None], num_processes: int, num_threads: int | None, cluster: ClusterConfig | None = None,
-    *, seat: Seat = ALONE, saves: CheckpointFolder | None = None,
+    *, place: Place | None = None,
 ) -> None:  # fmt: skip
-    """Runs `work` on every rank and returns when all have ended.
-
-    When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times in a
-    row; `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it ends all ranks
-    and restarts nothing, even if only one rank has it, unless it is a RestartError.
+    """Runs `work` on every rank, or as the rank that a launcher has started, and returns when it has ended.
 
     Args:
-        work: picklable if there are several processes.
+        work: picklable if this process starts several ranks. Where it may be started again, it resumes.
         num_processes: ranks that this process starts.
         num_threads: CPU threads per rank; None shares the machine's cores evenly.
-        cluster: the machines; None: this one, without restarts.
-        seat: this process among those of its machine.
-        saves: the run's checkpoints, on the leading machine: see `align.training.ranks.rounds`.
+        cluster: the machines, and how long they wait; None: this one, without restarts.
+        place: this process among the ranks of a launcher.
 
     Raises:
-        AlignError: the error that ended a rank.
-        TrainingError: a rank died, or the machines could not connect.
+        AlignError: the error that all ranks have.
+        TrainingError: a rank died or had an error of its own, or the machines could not connect.
+        StoppedError: this process, or all ranks, were told to end.
     """
-    threads = num_threads or max(1, cores(seat.of) // num_processes)
-    if num_processes == 1 and (cluster is None or cluster.num_nodes == 1):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            work(Ranks(0, 1, _device(0)))
-        finally:
-            torch.set_num_threads(before)
+    timeout = datetime.timedelta(seconds=cluster.patience_s if cluster else 600)
+    if place is not None:
+        _be_rank(work, num_threads or cores(place.local_world_size), timeout, place)
         return
-    from torch.distributed.elastic.multiprocessing import SignalException
-
-    from align.training.ranks.rounds import Agent, Rounds
-
-    cluster = cluster or ClusterConfig.model_validate(_ALONE | {"pools": {}})
-    nodes, node = cluster.num_nodes, cluster.node_rank
-    endpoint = (cluster.rendezvous if nodes > 1 else None) or f"{LOOPBACK}:0"
-    listener = None
-    if node == 0:
-        listener = listen(endpoint)
-        endpoint = f"{endpoint.rpartition(':')[0]}:{listener.getsockname()[1]}"
-    scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # torch would not remove its own
-    ending = Path(scratch.name) / "ending.json"
-    first_gpu = seat.number if torch.cuda.device_count() > 1 else 0  # a launcher may show each process its own only
-    rounds = Rounds(endpoint, cluster, listener, saves)
-    arguments = (work, threads, first_gpu, cluster.patience_s, endpoint, ending)
-    agent = Agent(_worker, arguments, num_processes, rounds, scratch.name)
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    handlers = {number: signal.getsignal(number) for number in signals}
-    try:
-        result = agent.run()
-    except TrainingError as error:
-        outcome = left(ending, endpoint)
-        raise (_error(outcome) if outcome is not None else error) from None
-    except SignalException as error:
-        stopped = StoppedError if error.sigval == signal.SIGTERM else TrainingError
-        raise stopped(f"training was stopped by {error.sigval.name}; run the stage again to resume") from None
-    except (DistStoreError, TimeoutError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise TrainingError(f"node {node} of {nodes} could not reach the others at {endpoint}: {first}") from None
-    finally:
-        rounds.shutdown()
-        scratch.cleanup()
-        for number, handler in handlers.items():  # the agent does not remove its own
-            signal.signal(number, handler)
-    for _, outcome in sorted(result.return_values.items()):  # they come in the order of their arrival
-        if outcome is not None:
-            raise _error(outcome)
-
-
-def _worker(
-    work: Callable[[Ranks], None], threads: int, first_gpu: int, patience_s: float, endpoint: str, ending: Path,
-    number: int,
-) -> RankOutcome:  # fmt: skip
-    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
+    threads = num_threads or max(1, cores() // num_processes)
+    if num_processes > 1 or (cluster is not None and cluster.num_nodes > 1):
+        _start(work, num_processes, threads, timeout, cluster)
+        return
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    device = _device(first_gpu + int(os.environ["LOCAL_RANK"]))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # NCCL and FSDP read it there
-    use_interface_to(endpoint)
-    # the agents' store survives a restart, so each round has its own prefix: dead ranks' addresses are useless
-    host, _, port = endpoint.rpartition(":")
-    agents, attempt = TCPStore(host, int(port), is_master=False), str(number)
-    store = PrefixStore(attempt, agents)
-    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    endings = Endings(agents, attempt, world_size, ending)
-    if (outcome := endings.known()) is not None:  # this attempt would meet the same error
-        return outcome
-    os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # else a rank could end before another has connected to it
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size,
-        timeout=datetime.timedelta(seconds=BEFORE_FIRST_STEP * patience_s),
-        device_id=device if device.type == "cuda" else None,
-    )  # fmt: skip
     try:
-        work(Ranks(dist.get_rank(), dist.get_world_size(), device, patience_s))
-    except RestartError as error:
-        say(f"training process {rank}: {error}")
-        os._exit(1)  # at once: the other ranks may wait for this one, and it for them
-    except AlignError as error:
-        return endings.own(error)
-    except Exception as error:  # most often a lost connection, which follows from another rank's end
-        outcome, is_lost = endings.known(), isinstance(error, dist.DistError) or "/gloo/" in str(error)
-        if outcome is None and not is_lost:
-            raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        say(f"training process {rank} ends, as another one has: {first}")
-        if outcome is not None:
-            endings.leave(outcome)
-        os._exit(1)  # where a machine was lost, fifty lines of where each rank stood help nobody
+        work(Ranks(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")))
     finally:
-        dist.destroy_process_group()
-    return None
+        torch.set_num_threads(before)
 
 
-def _error(outcome: tuple[str, str]) -> AlignError:
-    import align.errors
+def _start(
+    work: Callable[[Ranks], None], num_processes: int, threads: int, timeout: datetime.timedelta,
+    cluster: ClusterConfig | None,
+) -> None:  # fmt: skip
+    """Starts the ranks of this machine by torch's launcher, and waits for them."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import LaunchConfig, elastic_launch
 
-    name, message = outcome
-    error = getattr(align.errors, name, TrainingError)
-    return (error if isinstance(error, type) and issubclass(error, AlignError) else TrainingError)(message)
+    nodes, node, endpoint, max_restarts = 1, 0, f"{LOOPBACK}:0", cluster.max_restarts if cluster else 0
+    if cluster is not None and cluster.num_nodes > 1:  # ranks that wait for those of a lost machine would wait in vain
+        nodes, node, endpoint, max_restarts = cluster.num_nodes, cluster.node_rank, str(cluster.rendezvous), 0
+    host, port = endpoint.rpartition(":")[0], int(endpoint.rpartition(":")[2])
+    store = _listen(host, port, timeout, several=nodes > 1) if node == 0 else None
+    config = LaunchConfig(
+        nodes, nodes, num_processes, run_id="align", rdzv_backend="static",
+        rdzv_endpoint=f"{host}:{store.port if store else port}",
+        rdzv_configs={"rank": node, "timeout": int(timeout.total_seconds())},
+        max_restarts=max_restarts, shutdown_timeout=cluster.stop_s if cluster else None,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )  # fmt: skip
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_one_line)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        outcomes = elastic_launch(config, _started)(work, threads, timeout)
+    except SignalException as error:
+        kind = StoppedError if error.sigval == signal.SIGTERM else TrainingError
+        raise kind(f"training was stopped by {error.sigval.name}; run the stage again to resume") from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == StoppedError.exit_code:
+            raise StoppedError("training was stopped by SIGTERM; run the stage again to resume") from None
+        code = failure.exitcode
+        raise TrainingError(f"training process {rank} ended with exit code {code}; its output is above") from None
+    except (DistStoreError, TimeoutError) as error:
+        raise TrainingError(
+            f"node {node} of {nodes} could not reach the others at {endpoint}: {first_line(error)}"
+        ) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for _, shared in sorted(outcomes.items()):  # they come in the order of their arrival
+        if shared is not None:
+            raise shared
 
 
-def _device(local_rank: int) -> torch.device:
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+def _one_line(record: logging.LogRecord) -> bool:
+    """Leaves out where torch's launcher stood when a rank ended: its exit code says more."""
+    record.exc_info = None
+    return True
+
+
+def _started(work: Callable[[Ranks], None], threads: int, timeout: datetime.timedelta) -> TrainingError | None:
+    """Works as a rank that `_start` has started; returns the error that all ranks have."""
+    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
+    place, launcher = place_of_job(), multiprocessing.parent_process()
+    shared: TrainingError | None = None
+    assert place is not None and launcher is not None
+    try:
+        _be_rank(work, threads, timeout, place)
+    except StoppedError as error:  # not returned: torch waits for the ranks of a launcher that was told to end, too
+        _leave(place, error, says=place.rank == 0)
+    except TrainingError as error:
+        shared = error
+    if not launcher.is_alive():
+        os._exit(1)  # torch would wait for it to take what is returned
+    return shared
+
+
+def _be_rank(work: Callable[[Ranks], None], threads: int, timeout: datetime.timedelta, place: Place) -> None:
+    torch.set_num_threads(threads)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device("cpu")
+    if gpus:
+        device = torch.device("cuda", place.local_rank if gpus > 1 else 0)  # a launcher may show each its own only
+        torch.cuda.set_device(device)  # NCCL and FSDP read it there
+    if place.local_rank == 0 and 1 < gpus > place.local_world_size:
+        say(f"warning: {place.local_world_size} of {gpus} GPUs of this machine train: start a process for each")
+    several = place.local_world_size < place.world_size
+    _use_interface_to(place.host, several=several)
+    try:
+        hosts = place.rank == 0 and not place.has_store
+        store = _listen(place.host, place.port, timeout, several=several) if hosts else TCPStore(
+            place.host, place.port, is_master=False, timeout=timeout
+        )  # fmt: skip
+        # a launcher's store survives a restart, and addresses of dead ranks are useless
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo", store=PrefixStore(place.attempt, store), rank=place.rank,
+            world_size=place.world_size, timeout=timeout, device_id=device if gpus else None,
+        )  # fmt: skip
+        work(Ranks(place.rank, place.world_size, device))
+    except (TrainingError, StoppedError):  # all ranks have it
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, this process ends at once
+        _leave(place, error)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _leave(place: Place, error: Exception, *, says: bool = True) -> NoReturn:
+    """Ends this process at once: other ranks may wait for it, and it for them."""
+    if isinstance(error, AlignError):
+        say(f"align: error: rank {place.rank}: {error}") if says else None
+    elif isinstance(error, dist.DistError) or "/gloo/" in str(error):
+        say(f"rank {place.rank} ends, as another one has ended or hangs: {first_line(error)}")
+    else:
+        say_traceback(type(error), error, error.__traceback__)
+    os._exit(error.exit_code if isinstance(error, AlignError) else 1)
+
+
+def _listen(host: str, port: int, timeout: datetime.timedelta, *, several: bool) -> TCPStore:
+    """Opens the store by which the ranks find each other, at this address alone; port 0 takes a free one.
+
+    Left to itself, torch listens at all addresses of the machine. A store that it opens in this process at the same
+    port is this one. A name that is loopback's here and another address elsewhere is listened to at all addresses.
+
+    Raises:
+        TrainingError: this machine has no such address, or the port is taken.
+    """
+    try:
+        everywhere = several and socket.gethostbyname(host).startswith("127.")
+        listener = socket.create_server(("" if everywhere else host, port))
+    except OSError as error:
+        raise TrainingError(
+            f"this machine cannot listen at {host}:{port}: {error.strerror or error}; cluster.rendezvous, or the "
+            "launcher's MASTER_ADDR and MASTER_PORT, must be an address of the machine of rank 0, and a free port"
+        ) from None
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host, port, is_master=True, timeout=timeout, multi_tenant=True, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+
+
+def _use_interface_to(host: str, *, several: bool) -> None:
+    """Has gloo and NCCL listen on the interface through which this machine reaches a host; nothing is sent to it.
+
+    Left to themselves, gloo takes the interface of the machine's name, and NCCL any. With several machines
+    GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME win, for a network of their own.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return
+        address = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            for variable, value in (("GLOO_SOCKET_IFNAME", name), ("NCCL_SOCKET_IFNAME", f"={name}")):
+                if variable not in os.environ or not several:
+                    os.environ[variable] = value

@@ -243,7 +243,10 @@ def _save(tokenizer, out, ranks):
         recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch)
         step = gradients(tokenizer, recipe, ranks, functools.partial(_note, events))
         pieces = len({grad.untyped_storage().data_ptr() for grad in step.grads.values()})
-        saved[micro_batch] = (tuple(step), events, pieces)
+        buckets_module.USE_REDUCER = True
+        reduced = gradients(tokenizer, recipe, ranks)
+        buckets_module.USE_REDUCER = False
+        saved[micro_batch] = (tuple(step), events, pieces, tuple(reduced))
     torch.manual_seed(ranks.rank)  # as if the CPUs drew other digits
     model = DualEncoder(MODEL, 100)
     before = _apart(model, ranks)
@@ -270,8 +273,9 @@ def test_ranks_and_micro_batches_change_no_gradient(tokenizer, tmp_path, world_s
     saved, fewer, apart_before, apart_after = torch.load(tmp_path / "out.pt")
     assert apart_before > 0 and apart_after == 0  # ranks start with the same weights
     assert_equal(Step(*fewer), gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=0.25)))
-    for micro_batch, (step, events, pieces) in saved.items():
+    for micro_batch, (step, events, pieces, reduced) in saved.items():
         assert_equal(Step(*step), whole(tokenizer))
+        assert_equal(Step(*reduced), whole(tokenizer))  # DDP's reducer, which is closer than a millionth
         last = len(events) - events[::-1].index("gradient")
         before, messages = events[:last].count("message"), events.count("message")
         assert messages == pieces > 5, micro_batch

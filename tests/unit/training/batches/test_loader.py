@@ -238,7 +238,7 @@ def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bi
     mixed = pretrain_config(extra_shards=[{"path": str(more), "digest": digest, "weight": 0.5}])
     whole = run(plan(data, tmp_path / "whole", mixed))
     assert whole.rows != run(plan(data, tmp_path / "alone", pretrain_config())).rows
-    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 4 of 8"):
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 5 of 8"):
         run(plan(data, tmp_path / "parts", mixed, log=TermAt(4)))
     quarantine = mixed.model_copy(update={"on_corrupt_shard": "quarantine"})
     training_data.assert_same(run(plan(data, tmp_path / "parts", quarantine)), whole)

@@ -41,12 +41,13 @@ def test_a_wrong_value_of_the_last_stage_starts_nothing(stack):
 def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     request = {"name": "page", "seed": 21, "overrides": {"pretrain.weight_decay": PATIENCE_S + 300.0}}
     run = stack.start(request)
-    deadline, shown = time.monotonic() + 120, {}
+    deadline, shown = time.monotonic() + 300, {}
     while time.monotonic() < deadline and not (
         "| pretrain | **runs** |" in str(shown.get("run")) and "3, pretrain: step" in str(shown.get("progress"))
     ):
         time.sleep(1)
         shown = artifacts(stack, run)
+    (stack.root / "checkpoints").mkdir(exist_ok=True)
     (stack.root / "checkpoints/enough-21").touch()  # the trainer may end
     assert "stage 2 of 3, pretrain: step 1 of 4 (6 s left)" in shown["progress"]["description"]
     assert shown["progress"]["data"] == 25.0

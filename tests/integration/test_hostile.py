@@ -244,7 +244,9 @@ def align(root, *arguments):
     return subprocess.CompletedProcess(command, process.returncode, out, err), num_bytes
 
 
-def test_from_ingest_to_search(project):
+@pytest.fixture(scope="module")
+def printed(project):
+    """What the stages print, all of which pass."""
     printed = b""
     for stage in STAGES:
         began = time.monotonic()
@@ -253,6 +255,16 @@ def test_from_ingest_to_search(project):
         assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-3000:]
         assert 0 < num_bytes < MAX_BYTES, stage
         printed += done.stdout + done.stderr
+    return printed
+
+
+@pytest.fixture
+def made(project, printed):
+    """The project after its stages."""
+    return project
+
+
+def test_from_ingest_to_search(project, printed):
     for query in (["red circle"], ["--image", str(project / "query.jpg")]):
         (project / "query.jpg").write_bytes(jpeg((320, 240), orientation=6))
         done, num_bytes = align(project, "search", *query)
@@ -272,8 +284,8 @@ def decisions(project):
     return {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions").to_pylist()}
 
 
-def test_every_odd_picture_is_a_row_with_a_reason(project):
-    shown = {row["url"].rpartition("/")[2]: row for row in rows(project) if row["page_url"].endswith("pictures.html")}
+def test_every_odd_picture_is_a_row_with_a_reason(made):
+    shown = {row["url"].rpartition("/")[2]: row for row in rows(made) if row["page_url"].endswith("pictures.html")}
     assert set(shown) == set(pictures())
     messages = {name: (row["error_message"] or "").partition(":")[0] for name, row in shown.items()}
     undecodable = ("large.ico", "huge.ico", "postscript.jpg", "empty.gif", "zip.png")
@@ -284,7 +296,7 @@ def test_every_odd_picture_is_a_row_with_a_reason(project):
         # their headers are good; the filter decodes them
         **dict.fromkeys(("within-the-limit.png", "grey-16.png", "portrait.jpg", "damaged.avif", "cut.jpg"), ""),
     }  # fmt: skip
-    decided = decisions(project)
+    decided = decisions(made)
     reasons = {name: decided[row["key"]]["reason"] for name, row in shown.items() if not row["error_message"]}
     assert reasons == dict.fromkeys(("within-the-limit.png", "grey-16.png", "portrait.jpg")) | dict.fromkeys(
         ("damaged.avif", "cut.jpg"), "image_undecodable"
@@ -292,25 +304,25 @@ def test_every_odd_picture_is_a_row_with_a_reason(project):
     assert (shown["portrait.jpg"]["width"], shown["portrait.jpg"]["height"]) == (240, 320)
 
 
-def test_every_odd_page_is_read_or_counted(project):
-    report = json.loads((project / "reports/ingest/report.json").read_text())
+def test_every_odd_page_is_read_or_counted(made):
+    report = json.loads((made / "reports/ingest/report.json").read_text())
     # 100,000 attributes, 200,000 tags, gzip, gzip in gzip; a coding that nobody knows is no hindrance
     assert (report["counts"]["pages_too_large"], report["counts"].get("pages_unreadable")) == (4, None)
     assert report["counts"]["pages_coding_unknown"] == 1
-    pages = Counter(row["page_url"].rpartition("/")[2] for row in rows(project) if "/page/" in row["page_url"])
+    pages = Counter(row["page_url"].rpartition("/")[2] for row in rows(made) if "/page/" in row["page_url"])
     assert pages == {"figure.html": 4000, "picture.html": 2000, "binary.html": 100, "figures.html": 1, "srcset.html": 1}
 
 
-def test_a_redirect_to_an_opted_out_host_is_refused(project):
-    moved = next(row for row in rows(project) if row["url"].endswith("/moved.png"))
+def test_a_redirect_to_an_opted_out_host_is_refused(made):
+    moved = next(row for row in rows(made) if row["url"].endswith("/moved.png"))
     assert (moved["status"], moved["error_message"], moved["caption"]) == ("failed_to_download", "opted out", "")
     forbidden = hashlib.sha256(blurred_png(4242, (230, 240))).hexdigest()
-    assert forbidden not in {row["sha256"] for row in rows(project)}
+    assert forbidden not in {row["sha256"] for row in rows(made)}
 
 
-def test_texts_are_kept_as_they_are_and_endless_ones_are_dropped(project):
-    decided = decisions(project)
-    texts = {row["page_url"].rpartition("/")[2]: row for row in rows(project) if "/text/" in row["page_url"]}
+def test_texts_are_kept_as_they_are_and_endless_ones_are_dropped(made):
+    decided = decisions(made)
+    texts = {row["page_url"].rpartition("/")[2]: row for row in rows(made) if "/text/" in row["page_url"]}
     assert {name.removesuffix(".html") for name in texts} == set(TEXTS)
     reasons = {name: decided[row["key"]]["reason"] for name, row in texts.items()}
     assert {name for name, reason in reasons.items() if reason is not None} == {"one-word.html", "marks.html"}

@@ -55,15 +55,21 @@ def sent(stack, name):
     return list(stack.ask("/flow_runs/filter", question))
 
 
-def test_a_stage_runs_on_another_machine(stack, other):
+@pytest.fixture(scope="module")
+def far(stack, other):
+    """A run that trained on the other machine."""
     run = click(stack, "far", seed=11, seconds=3)
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
+    return run
+
+
+def test_a_stage_runs_on_another_machine(stack, other, far):
     [there] = sent(stack, "far")
     assert there["state_name"] == "Completed"
     said = lines(stack, there)
     assert WORKS in said
     assert "step 5" in said
-    here = stack.logs(run)
+    here = stack.logs(far)
     assert "pretrain: runs in work pool 'gpu'" in here
     assert not any(line.startswith("Running stage 'pretrain'") for line in here)
     assert "Stage 'pretrain' is cached - skipping run, checking out outputs" in here
@@ -76,7 +82,7 @@ def test_a_stage_runs_on_another_machine(stack, other):
     assert "pretrain in work pool gpu" in summary[0]["data"]
 
 
-def test_the_same_again_sends_nothing(stack, other):
+def test_the_same_again_sends_nothing(stack, other, far):
     """The result is not in this machine's cache any more, but in DVC's remote."""
     shutil.rmtree(stack.root / ".dvc/cache/runs")
     run = click(stack, "far-later", seed=11, seconds=3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 from align.cli import main
 from align.config.release import RegisterConfig
@@ -217,6 +218,16 @@ def test_from_a_run_and_a_shard_both_ways(project, capsys):
         assert graph["answers"][0] == "its data trained 1 version"
 
 
+@pytest.fixture
+def without_second(mlflow_server):
+    """Afterwards version 1 is the champion and the only one again."""
+    yield
+    client = MlflowClient(mlflow_server)
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    client.delete_model_version(MODEL, "2")
+
+
+@pytest.mark.usefixtures("without_second")
 def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(project, mlflow_server, capsys):
     key = key_of(project, 4)
     (project / "urls.txt").write_text(f"{key}\n")

@@ -30,6 +30,7 @@ def with_disk(folder, arguments, *, size="2m", before="true", read_only=False):
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0:
         missing("a disk of the test's own needs util-linux and user namespaces")
     lines = ["mount --make-rprivate /", f'mount -t tmpfs -o size={size} none "$1"', before]
-    lines += ['mount -o remount,ro "$1"'] if read_only else []
+    # without `bind` it would also repeat the disk's owner, a number that has no meaning inside
+    lines += ['mount -o remount,bind,ro "$1"'] if read_only else []
     command = [warm.commands() / "python", "-c", _ENTER, " && ".join(lines), folder, *arguments]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)

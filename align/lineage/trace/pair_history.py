@@ -185,7 +185,7 @@ def rule_result(code: str, condition: str | None, facts: dict[str, Any], reasons
         verdict = "drops" if code in reasons else "passes" if condition else "off"
     return {
         "rule": code,
-        "what": " ".join((getattr(RULES.get(code), "__doc__", None) or "").split("\n\n")[0].split()),
+        "what": " ".join((RULES[code].__doc__ or "").split("\n\n")[0].split()) if code in RULES else "",
         "drops_where": condition,
         "values": {name: facts[name] for name in dict.fromkeys(names) if name in facts},
         "verdict": verdict,

@@ -131,7 +131,10 @@ def _serve(listener):
                 except (OSError, struct.error, ValueError):  # the client was killed before it had said what it wants
                     connection.close()
                     continue
-                pid = os.fork()
+                with warnings.catch_warnings():
+                    # Python 3.12 and later warn; what libraries start as threads holds no lock that a command needs
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
                     for number in (reading, writing, listener.detach(), connection.detach()):

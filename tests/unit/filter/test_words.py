@@ -120,7 +120,7 @@ print(len(facts.words))
 
 
 def test_what_was_decided_is_read_piece_by_piece(tmp_path):
-    path, number = tmp_path / "decided.parquet", 500_000
+    path, number = tmp_path / "decided.parquet", 2_000_000
     pq.write_table(
         pa.table({"row_number": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
     )

@@ -236,7 +236,7 @@ def test_what_differs_stays_as_it_was_given(checkout):
     ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
     ({"overrides": {"pretrain.seed": 10**4000}}, r"pretrain\.seed=10"),
     ({"overrides": {"pretrain.seed": nested(60)}}, r"pretrain\.seed=\[\["),
-    ({"overrides": {"pretrain.seed": nested(1100)}}, r"overrides: a value is nested too deeply"),
+    ({"overrides": {"pretrain.seed": nested(1100)}}, r"a value is nested too deeply|the value is not valid YAML"),
     ({"overrides": {"paths.archive": "\ud800"}}, r"the value is not UTF-8"),
     ({"overrides": {"paths.archive": "x" * (1 << 20)}}, r"the value is not valid YAML"),
     ({"overrides": {"filter.languages": "*a"}}, r"'filter\.languages' = '\*a'"),

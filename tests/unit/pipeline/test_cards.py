@@ -119,7 +119,7 @@ def test_a_profile_on_eight_cards(profile, gflop, gb):
     assert found["rank_bytes"] / 1e9 == pytest.approx(gb, abs=0.5)
     products = found["operations_per_pair"] / (H100.tflops * 1e12 * OF_PEAK)
     moved = found["bytes_per_pair"] / (H100.tb_per_s * 1e12 * OF_BANDWIDTH)
-    assert max(products, moved) < 8 / found["pairs_per_s"] < products + moved
+    assert max(products, moved) * (1 - 1e-9) < 8 / found["pairs_per_s"] < products + moved
     assert found["num_pairs"] == params.values["pretrain"]["num_steps"] * params.values["pretrain"]["batch_size"]
 
 

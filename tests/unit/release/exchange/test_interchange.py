@@ -81,7 +81,8 @@ def test_its_processor_is_our_preprocessing(ours, tmp_path):
     for processor in (AlignProcessor.from_pretrained(directory), AutoProcessor.from_pretrained(directory)):
         images = [Image.open(io.BytesIO(data)) for data in files]
         batch = processor(images=images, text=TEXTS, return_tensors="pt")
-        assert float((batch["pixel_values"] - mine).abs().max()) <= 1e-6
+        # of two levels of grey; torch's kernels for other CPUs round some pixels to the next one
+        assert float((batch["pixel_values"] - mine).abs().max()) <= 1 / 127.5 + 1e-6
         assert batch["input_ids"].shape[1] == ids.shape[1] == NATIVE.max_tokens  # the last text is cut
         assert torch.equal(batch["input_ids"], ids) and torch.equal(batch["attention_mask"], mask)
 

@@ -70,7 +70,8 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
             say(
                 f"{stage}: {out} is of step {report.metrics[f'{stage}/exported_step']:,}, the best {recipe.best_metric}"
             )
-        say(f"{stage}: loss {report.metrics[f'{stage}/train/loss']:.3f} after {recipe.num_steps:,} steps")
+        if (loss := report.metrics.get(f"{stage}/train/loss")) is not None:  # the best step may be before the first row
+            say(f"{stage}: loss {loss:.3f} after {recipe.num_steps:,} steps")
     else:
         say(f"{stage}: num_steps is 0: {out} is the model in {inputs.initial}, as it is")
 

@@ -132,7 +132,7 @@ def test_an_outage_costs_its_rows_and_doubles_none(relay, mlflow_server, run_id,
         wait_for(mlflow_server, run_id, 10)
         relay.set(outage)
         logger({"train/loss": 2.5, "val/image_to_text/recall@1": 0.5}, 20)
-        said.wait_for("training continues without live metrics")
+        said.wait_for(f"training continues without live metrics: MLflow at {relay.uri}")  # not of another test
         relay.set("open")
         logger({"train/loss": 3.5}, 30)
         wait_for(mlflow_server, run_id, 30)

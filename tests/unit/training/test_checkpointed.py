@@ -1,6 +1,7 @@
 """Which checkpoint becomes the model: `pretrain.export`, and `--checkpoint` of a run that trains or has ended."""
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from align.errors import AlignError, ConfigError
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
+from align.training import pretrain
 from align.training.checkpointed import model_of_checkpoint
 from align.training.stage import train_stage
 from align.training.state import best_step
@@ -78,6 +80,15 @@ def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again
     metrics = finished.metrics
     assert metrics["pretrain/exported_step"] == saved["step"] and metrics["pretrain/num_steps"] == 8
     assert metrics["pretrain/val/effective_rank"] == saved["rows"][-1]["val/effective_rank"]
+
+
+def test_a_best_step_before_the_first_row_is_exported(data, tmp_path, monkeypatch, capsys):
+    """No loss has been averaged until then, so none is said."""
+    write_project(tmp_path, data, RECIPE | EACH | {"export": "best"})
+    monkeypatch.chdir(tmp_path)
+    pretrain.main(load_params(tmp_path / "params.yaml"), Namespace(data=(), accept_code_change=None))
+    assert read_config(tmp_path / "models/pretrained").chosen["step"] == 1
+    assert "is of step 1, the best" in capsys.readouterr().err
 
 
 def test_a_best_checkpoint_that_is_not_kept_is_named(data, few):

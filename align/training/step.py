@@ -158,8 +158,9 @@ def _image_parts(model: DualEncoder, batch: Batch, size: int, device: torch.devi
     def encode(images_PHWC: Tensor, draws_PK: Tensor) -> Tensor:
         return model.encode_image(to_pixels(_there(images_PHWC, device)), _there(draws_PK, device))
 
-    parts = (torch.arange(len(batch.images)).split(size), batch.images.split(size), batch.draws.split(size))
-    return [(rows_P, partial(encode, images, draws)) for rows_P, images, draws in zip(*parts, strict=True)]
+    whole = (torch.arange(len(batch.images)), batch.images, batch.draws)
+    parts = zip(*(torch.split(each, size) for each in whole), strict=True)
+    return [(rows_P, partial(encode, images, draws)) for rows_P, images, draws in parts]
 
 
 def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.device) -> list[TowerPart]:
@@ -172,7 +173,7 @@ def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.dev
         return model.encode_text(ids_BT[rows_P, :longest], mask_PT)
 
     order_B = torch.from_numpy(np.argsort(tokens.lengths, kind="stable"))
-    return [(rows_P, partial(encode, rows_P)) for rows_P in order_B.split(size)]
+    return [(rows_P, partial(encode, rows_P)) for rows_P in torch.split(order_B, size)]
 
 
 def _encode(parts: Sequence[TowerPart]) -> Tensor:

@@ -69,26 +69,21 @@ def place_of_job(environment: Mapping[str, str] = os.environ) -> Place | None:
         local_size = -(-size // max(1, local_size)) if names == _SLURM else local_size
     if rank >= size or local_rank >= local_size or local_size > size:
         raise ConfigError(f"{names[0]} {rank} of {size}, {names[2]} {local_rank} of {local_size}: no such rank")
-    port = _PORT + (_number(environment, "SLURM_JOB_ID") % 1000 if names == _SLURM else 0)
+    host, port = environment.get("MASTER_ADDR"), _PORT
+    if names == _SLURM:
+        host = host or ("127.0.0.1" if local_size == size else first_host(environment.get("SLURM_STEP_NODELIST", "")))
+        port += _number(environment, "SLURM_JOB_ID") % 1000
+    if not host and local_size < size:
+        raise ConfigError(
+            "MASTER_ADDR: the environment does not name the machine of rank 0, where the others find it "
+            "(mpirun -x MASTER_ADDR=HOST)"
+        )
     return Place(
-        rank, size, local_rank, local_size,
-        environment.get("MASTER_ADDR") or _host(environment, names, alone=local_size == size),
+        rank, size, local_rank, local_size, host or "127.0.0.1",
         _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else port,
         has_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
     )  # fmt: skip
-
-
-def _host(environment: Mapping[str, str], names: tuple[str, ...], *, alone: bool) -> str:
-    """The machine of rank 0, where no variable names it."""
-    if alone:
-        return "127.0.0.1"
-    if names == _SLURM:
-        return first_host(environment.get("SLURM_STEP_NODELIST", ""))
-    raise ConfigError(
-        "MASTER_ADDR: the environment does not name the machine of rank 0, where the others find it "
-        "(mpirun -x MASTER_ADDR=HOST)"
-    )
 
 
 def first_host(hosts: str) -> str:

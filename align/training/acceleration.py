@@ -6,7 +6,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -19,15 +19,6 @@ from align.errors import ConfigError, first_line
 from align.model.dual_encoder import DualEncoder
 from align.model.library_towers import layers
 
-#: float32 products on a GPU round to 10 bits, except in the loss; 16-bit products are not affected.
-TF32 = True
-#: cuDNN picks its algorithms by timing, and the next process may pick others. Neither value makes a GPU repeat itself
-#: to the bit: some sums add in any order.
-CUDNN_BENCHMARK = True
-
-#: Graphs per block or layer: with and without gradients, two sizes of a part, with and without a mask.
-_GRAPHS = 8
-
 
 @contextmanager
 def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Iterator[None]:
@@ -35,25 +26,21 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
 
     Only the forward function of a block or layer is compiled, so that names in the state dict, and hooks, stay.
     Repeated blocks share one compiled graph. Texts of any length share one graph; images have few sizes of parts, each
-    with its own graph. Evaluation is not compiled, see `as_written`.
-
-    On a CPU the switches are not set: newer CPUs also obey torch's setting for TF32.
-
-    Raises:
-        ConfigError: torch fails to compile; the message says at what.
+    with its own graph. On a CPU the switches are not set: newer CPUs also obey torch's setting for TF32. Raises
+    ConfigError: torch fails to compile; the message says at what.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, cudnn, on_gpu = torch.backends.cuda.matmul, torch.backends.cudnn, device.type == "cuda"
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    if device.type == "cuda":
-        matmul.allow_tf32 = cudnn.allow_tf32 = TF32
-        cudnn.benchmark = CUDNN_BENCHMARK
-    on_gpu = device.type == "cuda"
-    if recipe.compile or (recipe.compile is None and on_gpu and not triton_lacks()):
-        how: AbstractContextManager[None] = _compiled(model)
-    else:
-        how = as_written() if on_gpu else nullcontext()  # on a CPU the loss is never compiled
+    if on_gpu:
+        # float32 products round to 10 bits, except in the loss; 16-bit products are not affected
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        # cuDNN picks its algorithms by timing, and the next process may pick others. Neither value makes a GPU repeat
+        # itself to the bit: some sums add in any order.
+        cudnn.benchmark = True
+    compiles = recipe.compile or (recipe.compile is None and on_gpu and not triton_lacks())
     try:
-        with how:
+        # on a CPU the loss is never compiled
+        with _compiled(model) if compiles else as_written() if on_gpu else nullcontext():
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
@@ -67,8 +54,9 @@ def _compiled(model: DualEncoder) -> Iterator[None]:
     for module, dynamic in [(layer, False) for layer in of_images] + [(layer, True) for layer in of_texts]:
         part = cast(Any, module)
         part.forward = torch.compile(part.forward, dynamic=dynamic)
-    # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them together
-    most = _GRAPHS * (len(of_images) + len(of_texts))
+    # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them. Each has
+    # graphs with and without gradients, for two sizes of a part, with and without a mask.
+    most = 8 * (len(of_images) + len(of_texts))
     try:
         with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
             yield
@@ -80,20 +68,15 @@ def _compiled(model: DualEncoder) -> Iterator[None]:
 def require_compiler(recipe: Recipe) -> None:
     """Checks that a run can be compiled on this machine: torch reports it late, with a page of its own code.
 
-    Where the recipe leaves it open, a GPU without what torch needs for it is worth a warning.
-
-    Raises:
-        ConfigError: the recipe wants it, and this machine cannot; the message says why.
+    Raises ConfigError if the recipe wants it. Where the recipe leaves it open, a GPU without it is worth a warning.
     """
-    if torch.cuda.is_available():
-        if recipe.compile is False or not (lacking := triton_lacks()):
-            return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and recipe.compile is not False and (lacking := triton_lacks()):
         wanted = f"compile: for a GPU torch needs {' and '.join(lacking)}"
         if recipe.compile:
             raise ConfigError(f"{wanted}; or set compile to false")
         say(f"warning: {wanted}; without them steps are slower and take more memory")
-        return
-    if not recipe.compile:
+    if on_gpu or not recipe.compile:
         return
     from torch._inductor.cpp_builder import get_cpp_compiler  # imports half of torch
     from torch._inductor.exc import InvalidCxxCompiler
@@ -112,17 +95,14 @@ def require_compiler(recipe: Recipe) -> None:
 
 def triton_lacks() -> list[str]:
     """What is missing here that Triton needs to compile for a GPU: it builds its launcher with a C compiler."""
-    compiler, header = os.environ.get("CC"), Path(sysconfig.get_path("include")) / "Python.h"
-    found = shutil.which(compiler) if compiler else shutil.which("gcc") or shutil.which("clang")
-    return [
-        what
-        for what, there in (
-            ("Triton (`pip install triton`)", find_spec("triton") is not None),
-            ("a C compiler (gcc or clang, or the one that CC names)", found is not None),
-            (f"Python's headers ({header})", header.exists()),
-        )
-        if not there
-    ]
+    chosen, header = os.environ.get("CC"), Path(sysconfig.get_path("include")) / "Python.h"
+    compilers = [chosen] if chosen else ["gcc", "clang"]
+    needs = {
+        "Triton (`pip install triton`)": find_spec("triton") is not None,
+        "a C compiler (gcc or clang, or the one that CC names)": any(map(shutil.which, compilers)),
+        f"Python's headers ({header})": header.exists(),
+    }
+    return [what for what, there in needs.items() if not there]
 
 
 def as_written() -> Any:

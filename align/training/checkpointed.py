@@ -27,16 +27,11 @@ def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
     """Writes the weights of a run after a step, as its validation sees them, into an existing folder.
 
     The run is that of the parameters, the data and, if it has begun, of this code; else of the code that came furthest.
-
-    Args:
-        params: all sections.
-        checkpoint: STEP, `best` or `last` of finetune; of another stage with its name before it, `pretrain:best`.
-        folder: gets config.json, the weights and the tokenizer.
+    `checkpoint` is STEP, `best` or `last` of finetune; of another stage with its name before it, `pretrain:best`.
 
     Raises:
         ConfigError: this names no checkpoint.
-        DataError: there is no such run, or the checkpoint is not kept; or as `make_plan`.
-        CorruptError: it is damaged.
+        DataError: there is no such run, or the checkpoint is not kept; or as `make_plan`. CorruptError: it is damaged.
     """
     stage, _, which = checkpoint.rpartition(":")
     stage = stage or "finetune"
@@ -65,8 +60,7 @@ def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
 def estimate_from_shards(model: DualEncoder, shards: Path, tars: Tars | None) -> None:
     """Sets batch-norm's statistics to those of training pictures in a folder of shards, or else in an object store.
 
-    Raises:
-        DataError: there are no shards, or they have smaller pictures than the model.
+    Raises DataError: there are no shards, or they have smaller pictures than the model.
     """
     manifest, config = read_manifest(shards), model.config
     if manifest.image_px < config.resize_px:

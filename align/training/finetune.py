@@ -2,10 +2,8 @@
 
 The model is the pre-trained one, or any that `finetune.from` names, such as an imported one. Its shape and its
 tokenizer are kept, and its picture size where the recipe has none of its own. With `finetune.num_steps: 0` it is taken
-as it is, to be evaluated and registered.
-
-Decision: the demo has no curated captions, so it fine-tunes on the training split of its own pairs. With COCO or
-Flickr30K in `data/shards` this stage follows the paper's protocol.
+as it is, to be evaluated and registered. The demo has no curated captions, so it fine-tunes on the training split of
+its own pairs. With COCO or Flickr30K in `data/shards` this stage follows the paper's protocol.
 """
 
 from __future__ import annotations
@@ -50,10 +48,7 @@ def work_of(params: Params) -> Work:
 
 
 def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) -> None:
-    """Raises ConfigError if a value of section `model` was chosen that is not the one of the model to start from.
-
-    Or one of those that decide how new weights begin.
-    """
+    """Raises ConfigError if a chosen value has no effect: of a shape other than the model's, or about new weights."""
     for key, value in chosen.items():
         section, *parts = key.split(".")
         if section == FinetuneConfig.section and parts[0] in _OF_NEW_WEIGHTS:
@@ -73,11 +68,7 @@ def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) 
 
 
 def read_start(folder: Path) -> ModelConfig:
-    """The shape of the model to start from.
-
-    Raises:
-        AlignError: the folder does not exist, or holds no model of this project.
-    """
+    """Reads the shape of the model to start from. Raises AlignError if the folder holds no model of this project."""
     if not folder.is_dir():
         raise DataError(
             f"finetune.from {folder}: no such folder; run `align pretrain`, or name a folder that it or "

@@ -1,10 +1,8 @@
 """fit_tokenizer: learns the WordPiece vocabulary from the kept training texts (paper section 4.1: 100k words).
 
 With `fit_tokenizer.from` it takes a tokenizer that was made elsewhere, such as that of a given BERT, and only measures
-how it fits the texts.
-
-Only the training split is read, so words of the validation and test splits stay unseen. Of many texts the first
-`fit_tokenizer.max_texts` are read: `align shard` has shuffled the images by its seed, so they are a sample.
+how it fits the texts. Only the training split is read, so words of the validation and test splits stay unseen. Of many
+texts the first `fit_tokenizer.max_texts` are a sample: `align shard` has shuffled the images by its seed.
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ from align.services.s3.store import fetcher
 from align.training.given_tars import given_data, given_texts
 from align.training.tokenizer_page import write_page
 
-#: More tokens than any text has: lengths are measured without truncation.
-NEVER_TRUNCATED = 1_000_000
 _TEXTS_AT_ONCE = 10_000
 
 
@@ -47,24 +43,15 @@ class FitTokenizerReport(Report):
 
 
 def fit_tokenizer(
-    config: FitTokenizerConfig,
-    *,
-    max_tokens: int,
-    shards: Path,
-    out: Path,
-    reports: Path,
-    fetch: FetchTar | None = None,
-    given: Sequence[Callable[[], Iterator[list[str]]]] = (),
-) -> FitTokenizerReport:
-    """Learns the vocabulary and writes the tokenizer folder.
+    config: FitTokenizerConfig, *, max_tokens: int, shards: Path, out: Path, reports: Path,
+    fetch: FetchTar | None = None, given: Sequence[Callable[[], Iterator[list[str]]]] = (),
+) -> FitTokenizerReport:  # fmt: skip
+    """Learns the vocabulary; writes the tokenizer folder `out` and the folder of the report, both replaced whole.
 
     Args:
         config: section `fit_tokenizer`.
         max_tokens: longest token sequence of the model; saved with the tokenizer.
-        shards: data/shards; only the training split is read.
-        out: data/tokenizer; replaced whole.
-        reports: folder of the report.
-        fetch: for tars that are not in `shards` but in an object store; None without one.
+        shards: data/shards, of which only the training split is read; `fetch` is for tars that are not there.
         given: each returns the texts of tars that others made, which are read in equal numbers instead of the shards.
 
     Raises:
@@ -83,7 +70,7 @@ def fit_tokenizer(
         tokenizer = fit_wordpiece(texts(), vocab_size=config.vocab_size, min_count=config.min_count)
     with replace_directory(out, "fit_tokenizer") as part:
         save_tokenizer(tokenizer, part, max_tokens=max_tokens)
-    tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED)
+    tokenised = TextTokenizer.load(out, max_tokens=1_000_000)  # no text has more: lengths are those without truncation
     unknown: Any = tokenizer.token_to_id("[UNK]")
     tokens, lengths = Counter[int](), Counter[int]()
     longest, rest = (0, ""), texts()
@@ -118,16 +105,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
         require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest, paths.shards)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
-            params.section(FitTokenizerConfig),
-            max_tokens=params.section(ModelConfig).max_tokens,
-            shards=paths.shards,
-            out=paths.tokenizer,
-            reports=paths.reports / "fit_tokenizer",
-            fetch=fetcher(store),
+            params.section(FitTokenizerConfig), max_tokens=params.section(ModelConfig).max_tokens, shards=paths.shards,
+            out=paths.tokenizer, reports=paths.reports / "fit_tokenizer", fetch=fetcher(store),
             given=[partial(given_texts, folder, StoreFiles(store)) for folder in indexes],
-        )
-    metrics = report.metrics
-    say(
-        f"fit_tokenizer: {metrics['fit_tokenizer/vocab_size']:,} tokens from {metrics['fit_tokenizer/num_texts']:,} "
-        f"texts, {metrics['fit_tokenizer/tokens_per_text']:.1f} tokens per text"
+        )  # fmt: skip
+    size, num_texts, length = (
+        report.metrics[f"fit_tokenizer/{name}"] for name in ("vocab_size", "num_texts", "tokens_per_text")
     )
+    say(f"fit_tokenizer: {size:,} tokens from {num_texts:,} texts, {length:.1f} tokens per text")

@@ -1,9 +1,9 @@
 """Training on tars that others made, as they are: `--data SPEC[=WEIGHT]` of pretrain, finetune and fit_tokenizer.
 
-The tars are read once and stay as they are. An index in `store.cache` says where their samples are; it is like
-data/shards (`align.formats.shards`), and its manifest names the tars. It is found again by the tars' names, sizes and
-times (ETags in S3), and its digest is of their samples' bytes. `shard.val_fraction` of the samples are held out by a
-hash of their keys, so a picture under two keys may be on both sides. No rule keeps pictures of evaluation sets out.
+The tars are read once. An index in `store.cache` says where their samples are; it is like data/shards, and its manifest
+names the tars. It is found again by the tars' names, sizes and times (ETags in S3), and its digest is of their samples'
+bytes. `shard.val_fraction` of the samples are held out by a hash of their keys, so a picture under two keys may be on
+both sides. No rule keeps pictures of evaluation sets out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SPLITS = formats.SPLITS[:2]
 
 
 def given_data(params: Params, specs: Sequence[str], stage: str) -> list[tuple[Path, Manifest, float]]:
-    """The index of each of several sources, made if it is not there; with its manifest and its weight.
+    """Indexes several sources, unless that is done: the folder of each index, its manifest and its weight.
 
     Raises:
         ConfigError: a weight is not above 0, or braces do not match.
@@ -57,17 +57,17 @@ def given_data(params: Params, specs: Sequence[str], stage: str) -> list[tuple[P
         spec, weight = _parsed(written)
         folder = _index(params, spec)
         manifest = formats.read_manifest(folder, given=True)
-        held_out = manifest.splits["val"].num_images if "val" in manifest.splits else 0
+        train, held_out = (manifest.splits[name].num_images if name in manifest.splits else 0 for name in _SPLITS)
         say(
-            f"{stage}: {spec}: {manifest.splits['train'].num_images:,} pictures to train on, {held_out:,} held out by "
-            f"their keys; left out: {_counted(manifest)}. Not gated: no rule, and no gate, has seen these pairs"
+            f"{stage}: {spec}: {train:,} pictures to train on, {held_out:,} held out by their keys; left out: "
+            f"{_counted(manifest)}. Not gated: no rule, and no gate, has seen these pairs"
         )
         found.append((folder, manifest, weight))
     return found
 
 
 def on_given(params: Params, work: Work, specs: Sequence[str]) -> Work:
-    """What a stage trains with given tars, if there are any, in place of data/shards. Raises as `given_data`.
+    """Puts given tars, if there are any, in the place of data/shards. Raises as `given_data`.
 
     The first source has weight 1 and the validation split; the others come before the recipe's own `extra_shards`.
     """
@@ -113,12 +113,12 @@ def _tars_of(spec: str, files: StoreFiles) -> tuple[str, ...]:
 
 
 def _index(params: Params, spec: str) -> Path:
-    """The folder of an index, which is made unless it is there."""
+    """Makes an index unless it is there; returns its folder."""
     store, shard, engine = params.section(StoreConfig), params.section(ShardConfig), params.section(EngineConfig)
     files, val = StoreFiles(store), (shard.seed, shard.val_fraction)
     tars = _tars_of(spec, files)
-    code = provenance.digest("align.formats.given_tars")
-    key = key_of([*zip(tars, files.stamps(tars), strict=True)], val, code)
+    stamped = [*zip(tars, files.stamps(tars), strict=True)]
+    key = key_of(stamped, val, provenance.digest("align.formats.given_tars"))
     folder = store.cache.absolute() / formats.GIVEN / key[:16]
     with locked(folder.with_name(f".{folder.name}.wait"), f"the process that indexes {spec}", say):
         if not (folder / formats.MANIFEST).is_file():
@@ -132,7 +132,6 @@ def _index(params: Params, spec: str) -> Path:
 
 
 def _is_held_out(seed: int, share: float, key: str) -> bool:
-    """Whether a sample is of the validation split: a hash of its key decides."""
     # "train" only makes this hash differ from others; another word would hold out other samples
     drawn = hashlib.sha256(f"{seed} train {key}".encode()).digest()[:8]
     return int.from_bytes(drawn) / 2.0**64 < share
@@ -141,17 +140,16 @@ def _is_held_out(seed: int, share: float, key: str) -> bool:
 def _index_tar(folder: Path, files: StoreFiles, val: tuple[int, float], _: None, item: tuple[int, str]) -> Manifest:
     """Reads a tar once, and writes where the samples of each split are; unless a run that was killed has done so."""
     (number, uri), left_out, digest = item, Counter[str](), hashlib.sha256()
-    if (known := read_if_exists(Manifest, done := folder / f".done/{number:05d}.json", "remove it")) is not None:
+    done = folder / f".done/{number:05d}.json"
+    if (known := read_if_exists(Manifest, done, "remove it")) is not None:
         return known
     found: tuple[list[tuple[int, int, int, int]], ...] = ([], [])  # train, val
     num_pairs, splits = [0, 0], dict[SplitName, Split]()
     with files.open(uri) as file:
-        samples = given_samples(file, partial(_is_held_out, *val), left_out)
-        for held_out, (picture, data), (place, text) in samples:
+        for held_out, (picture, data), (place, text) in given_samples(file, partial(_is_held_out, *val), left_out):
             found[held_out].append((picture.offset, picture.size, place.offset, place.size))
             num_pairs[held_out] += len(texts_in(text))
-            digest.update(data)
-            digest.update(text)
+            digest.update(data + text)
         num_bytes = file.seek(0, os.SEEK_END)
     for split, places, pairs in zip(_SPLITS, found, num_pairs, strict=True):
         index = formats.index_bytes(places)

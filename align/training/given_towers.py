@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -31,12 +31,10 @@ _BESIDES = re.compile("drop|_token_id|vocab_size|init|architectures|dtype|versio
 
 
 def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, Tensor]:
-    """The weights that a recipe gives, under the model's names; empty if it gives none.
+    """Reads the weights that a recipe gives, under the model's names; empty if it gives none.
 
-    Args:
-        model: its shapes are compared; its weights may be without memory (torch's meta device).
-        recipe: names the files.
-        tokenizer: that the model is trained with; None: it is not known yet.
+    The model, whose shapes are compared, may be without memory (torch's meta device). The tokenizer is that of the
+    training, if it is known.
 
     Raises:
         DataError: a file is missing, damaged or of another shape, or the text tower has another vocabulary.
@@ -44,9 +42,9 @@ def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer |
     """
     found: dict[str, Tensor] = {}
     if (image := recipe.image_weights) is not None:
-        found |= _checked(model, "image", image.path, _image(model, image))
+        found |= _checked(model, "image", image, _image(model, image))
     if (text := recipe.text_weights) is not None:
-        found |= _checked(model, "text", text.path, _text(model, text, tokenizer))
+        found |= _checked(model, "text", text, _text(model, text, tokenizer))
     return found
 
 
@@ -58,15 +56,15 @@ def require_given(model: ModelConfig, recipe: Recipe, vocab_size: int, tokenizer
         given_weights(towers, recipe, tokenizer)
 
 
-def _checked(
-    model: DualEncoder, kind: Literal["image", "text"], path: Path, weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """A tower's weights under the model's names, after a check of their names and shapes."""
+def _checked(model: DualEncoder, kind: str, given: Given, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames a tower's weights as the model does. Raises DataError unless they are finite and those of the tower."""
     prefix = {"image": "vision_model.model.", "text": "text_model.model."}[kind]
     states = model.state_dict().items()
     wanted = {name.removeprefix(prefix): value.shape for name, value in states if name.startswith(prefix)}
-    tower = f"model.{kind}_tower {getattr(model.config, f'{kind}_tower')}"
-    _require_same(f"pretrain.{kind}_weights: {path}: not the weights of {tower}", weights, wanted)
+    unusable = [f"{name} is not finite" for name, one in weights.items() if not one.isfinite().all()]
+    if wrong := other_shapes(weights, wanted) or "; ".join(unusable[:3]):
+        tower = f"model.{kind}_tower {getattr(model.config, f'{kind}_tower')}"
+        raise DataError(f"pretrain.{kind}_weights: {given.path}: not the weights of {tower}: {wrong}")
     return {prefix + name: value for name, value in weights.items()}
 
 
@@ -74,13 +72,6 @@ def names_of(recipe: Recipe) -> tuple[str, str] | None:
     """Names and digests of the files that a recipe gives, image first; None if it gives none."""
     given = [each for each in (recipe.image_weights, recipe.text_weights) if each is not None]
     return (", ".join(each.path.name for each in given), ", ".join(each.sha256 for each in given)) if given else None
-
-
-def _require_same(where: str, weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
-    """Raises DataError unless these are finite weights of exactly these names and shapes."""
-    unusable = [f"{name} is not finite" for name, one in weights.items() if not one.isfinite().all()]
-    if wrong := other_shapes(weights, wanted) or "; ".join(unusable[:3]):
-        raise DataError(f"{where}: {wrong}")
 
 
 def _image(model: DualEncoder, given: Given) -> dict[str, Tensor]:
@@ -91,11 +82,8 @@ def _image(model: DualEncoder, given: Given) -> dict[str, Tensor]:
         raise DataError(f"{where}: no such file")
     require_digest("pretrain.image_weights", given.path, given.sha256)
     theirs = _state_dict(where, given.path).items()
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in theirs
-        if not name.startswith(tower.classifier)
-    }
+    kept = ((name, value) for name, value in theirs if not name.startswith(tower.classifier))
+    return {name: value.float() if value.is_floating_point() else value for name, value in kept}
 
 
 def _state_dict(where: str, file: Path) -> dict[str, Tensor]:
@@ -128,7 +116,7 @@ def _text(model: DualEncoder, given: Given, tokenizer: TextTokenizer | None) -> 
     silent()
     try:
         theirs: Any = type(tower.model.config).from_pretrained(given.path, local_files_only=True)
-        _require_values(where, theirs, _computes(tower, theirs))
+        _require_values(where, theirs, tower.model.config)
         with torch.random.fork_rng(devices=[]):
             loaded, problems = kind.from_pretrained(
                 given.path, config=theirs, local_files_only=True, dtype=torch.float32, output_loading_info=True,
@@ -149,21 +137,13 @@ def _text(model: DualEncoder, given: Given, tokenizer: TextTokenizer | None) -> 
             f"({tokenizer.vocab_size:,}); set fit_tokenizer.from to this folder, and run `align fit_tokenizer`"
         )
     words = loaded.get_input_embeddings().weight.data_ptr()
-    return {
-        name: one[: model.vocab_size].clone() if one.data_ptr() == words else one
-        for name, one in loaded.state_dict().items()
-        if name in needed
-    }
+    kept = ((name, one) for name, one in loaded.state_dict().items() if name in needed)
+    return {name: one[: model.vocab_size].clone() if one.data_ptr() == words else one for name, one in kept}
 
 
-def _computes(tower: TransformersTextTower, theirs: Any) -> dict[str, Any]:
-    """What decides the features in the tower's configuration, of all that either one names."""
-    ours = tower.model.config
-    names = {*ours.to_diff_dict(), *theirs.to_diff_dict()}
-    return {name: getattr(ours, name, None) for name in sorted(names) if not _BESIDES.search(name)}
-
-
-def _require_values(where: str, theirs: Any, wanted: dict[str, Any]) -> None:
-    for field, value in wanted.items():
-        if getattr(theirs, field, None) != value:
-            raise DataError(f"{where}: {field} is {getattr(theirs, field, None)!r}, model.text_tower needs {value!r}")
+def _require_values(where: str, theirs: Any, ours: Any) -> None:
+    """Raises DataError if a value that decides the features differs, of all that either configuration names."""
+    for field in sorted({*ours.to_diff_dict(), *theirs.to_diff_dict()}):
+        found, needed = getattr(theirs, field, None), getattr(ours, field, None)
+        if found != needed and not _BESIDES.search(field):
+            raise DataError(f"{where}: {field} is {found!r}, model.text_tower needs {needed!r}")

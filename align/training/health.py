@@ -1,7 +1,6 @@
-"""What is measured of a run while it trains, with a warning when a sign leaves its bounds.
+"""What is measured of a run while it trains, with a warning when a sign leaves its bounds, and a line when it is back.
 
-Each excursion gives one warning, and one line when the value is within its bounds again. None stops the run: people
-decide. (A loss that is not finite does end the run, see `align.training.state`.)
+None stops the run: people decide. (A loss that is not finite does end the run, see `align.training.state`.)
 """
 
 from __future__ import annotations
@@ -25,23 +24,14 @@ MIN_EFFECTIVE_RANK_SHARE = 0.05
 MAX_BATCH_NORM_GAP = 0.2
 #: Share of the time that steps wait for the loader.
 MAX_LOADER_WAIT_SHARE = 0.05
-
-#: The median is over the gradient norms of this many steps ...
-_NORMS = 100
-#: ... and is used once it has this many.
-_ENOUGH_NORMS = 20
-
-_WAIT = "train/loader_wait_share"
+#: The median is over the gradient norms of so many steps, and is used once it has so many.
+_NORMS, _ENOUGH_NORMS = 100, 20
 #: The sign that is about the machine's speed; all others are about the model.
 _LOADER = "loader wait share"
 
 
 class Health:
-    """Watches one run. The leading rank calls it for each step and each row of metrics.
-
-    Attributes:
-        alarms: what is out of its bounds now: name of the sign -> warning.
-    """
+    """Watches one run. `alarms` has what is out of its bounds now: name of the sign -> warning."""
 
     def __init__(self, section: str, *, learns_temperature: bool = True) -> None:
         self.alarms: dict[str, str] = {}
@@ -67,7 +57,7 @@ class Health:
 
     def row(self, step: int, row: Mapping[str, float], possible_rank: int) -> None:
         """Checks those metrics of a row that have a bound; `possible_rank` is that of the embeddings measured."""
-        rank, gap, wait = (row.get(name) for name in ("val/effective_rank", "val/batch_norm_gap", _WAIT))
+        rank, gap = row.get("val/effective_rank"), row.get("val/batch_norm_gap")
         if rank is not None:
             bound = 1 + MIN_EFFECTIVE_RANK_SHARE * (possible_rank - 1)
             words = f"below {bound:.3g} of {possible_rank}: the embeddings collapse"
@@ -75,15 +65,12 @@ class Health:
         if gap is not None:
             words = f"above {MAX_BATCH_NORM_GAP:g}: batch-norm's running statistics do not fit"
             self._judge(step, "batch-norm gap", gap, gap > MAX_BATCH_NORM_GAP, words)
-        if wait is not None:
+        if (wait := row.get("train/loader_wait_share")) is not None:
             words = f"above {MAX_LOADER_WAIT_SHARE:g}: use more threads (num_threads), or images nearer to their size"
             self._judge(step, _LOADER, wait, wait > MAX_LOADER_WAIT_SHARE, words)
 
     def of_the_model(self) -> dict[str, float]:
-        """How many signs of the model are out of their bounds, and 1 for each that is, 0 for each that was, by name.
-
-        A machine that was busy says nothing about the model.
-        """
+        """How many signs of the model are out of their bounds, and 1 for each that is, 0 for each that was, by name."""
         signs = {f"train/alarm/{sign}": float(sign in self.alarms) for sign in sorted(self._were_bad - {_LOADER})}
         return {"train/alarms": sum(signs.values()), **signs}
 

@@ -7,14 +7,11 @@ unclipped and 1 if either norm is 0. Parameters of at most one dimension (biases
 plain Adam steps: no weight decay, no trust ratio, as in the reference implementations. Their step is absolute, while a
 matrix's step is relative to its weights, so the recipe has a factor for their rate.
 
-The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.ranks.sharding`):
-one message sums the norms of all parameters.
-
+The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.ranks.sharding`).
 The updates lie in pieces of memory (`align.training.ranks.buckets`), so that the trust ratios multiply a piece at a
 time: the number of kernels grows with the bytes of a model, and not with the number of its parameters.
 
-Shapes: parameters have any shape; apart from their norms, all arithmetic is element-wise. Suffix A: one number per
-adapted parameter.
+Shapes: apart from the parameters' norms, all arithmetic is element-wise. Suffix A: one number per adapted parameter.
 """
 
 from __future__ import annotations
@@ -36,29 +33,21 @@ PIECE_BYTES = 64 << 20
 
 
 class Lamb(Optimizer):
-    """LAMB over parameter groups. A group with `adapt` False takes steps of AdamW.
+    """LAMB over parameter groups. One with `adapt` False takes steps of AdamW, one with `muon` has Muon's updates.
 
     Args:
-        groups: dicts with `params`, `adapt` (bool), and optionally `muon` (bool), whose updates are Muon's,
-            `weight_decay`, and `lr_scale`, a factor on the learning rate.
+        groups: dicts with `params`, and optionally `adapt`, `muon`, `weight_decay`, and `lr_scale`, a factor on the
+            learning rate.
         weight_decay: decoupled, inside the trust ratio; paper 1e-5.
         betas: decay of the running mean and of the running square of the gradients.
         eps: added to the root of the running square.
     """
 
     def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        *,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float = 1e-6,
+        self, groups: Iterable[dict[str, Any]], *, weight_decay: float, betas: tuple[float, float], eps: float = 1e-6
     ) -> None:
-        defaults = {
-            "lr": 0.0, "lr_scale": 1.0, "adapt": True, "muon": False, "weight_decay": weight_decay, "betas": betas,
-            "eps": eps,
-        }  # fmt: skip
-        super().__init__(groups, defaults)
+        defaults = {"lr": 0.0, "lr_scale": 1.0, "adapt": True, "muon": False}
+        super().__init__(groups, defaults | {"weight_decay": weight_decay, "betas": betas, "eps": eps})
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets every group's rate, times its `lr_scale`."""
@@ -87,23 +76,22 @@ class Lamb(Optimizer):
                     torch._foreach_add_(piece.weights, piece.updates, alpha=-group["lr"])
         if not pieces:
             return
-        adapted = [param for piece in pieces for param in piece.params]
+        params = [param for piece in pieces for param in piece.params]
         weights = [weight for piece in pieces for weight in piece.weights]
         updates = [update for piece in pieces for update in piece.updates]
-        weight_norms_A, update_norms_A = norms(weights + updates, adapted + adapted).chunk(2)
+        weight_norms_A, update_norms_A = norms(weights + updates, params + params).chunk(2)
         both = (weight_norms_A > 0) & (update_norms_A > 0)
         ratios_A = torch.where(both, weight_norms_A / update_norms_A, torch.ones_like(weight_norms_A))
-        first = 0
-        for piece in pieces:
-            own_A = ratios_A[first : first + len(piece.params)] * piece.rate
-            first += len(piece.params)
-            factors = [own.expand(update.numel()) for own, update in zip(own_A.unbind(), piece.updates, strict=True)]
+        counts = [len(piece.params) for piece in pieces]
+        for piece, own_A in zip(pieces, torch.split(ratios_A, counts), strict=True):
+            factors_A = (own_A * piece.rate).unbind()
+            factors = [own.expand(update.numel()) for own, update in zip(factors_A, piece.updates, strict=True)]
             piece.memory.mul_(torch.cat(factors))
             torch._foreach_sub_(piece.weights, piece.updates)
 
     def _updates(self, group: dict[str, Any], params: list[Tensor]) -> _Piece:
         """The update of each parameter (this rank's rows) before trust ratio and rate."""
-        first_beta, _ = group["betas"]
+        (first_beta, second_beta), step = group["betas"], self.state[params[0]]["step"]
         weights = [local(param) for param in params]
         grads = [local(param.grad) for param in params if param.grad is not None]
         means = [local(self.state[param]["exp_avg"]) for param in params]
@@ -111,37 +99,23 @@ class Lamb(Optimizer):
         if group["muon"]:
             torch._foreach_copy_(updates, muon_updates(grads, means, first_beta))
         else:
-            self._adam_updates(group, params, grads, means, updates)
+            squares = [local(self.state[param]["exp_avg_sq"]) for param in params]
+            torch._foreach_lerp_(means, grads, 1.0 - first_beta)
+            torch._foreach_mul_(squares, second_beta)
+            torch._foreach_addcmul_(squares, grads, grads, 1.0 - second_beta)
+            scale = torch._foreach_sqrt(squares)
+            torch._foreach_div_(scale, (1.0 - second_beta**step) ** 0.5)
+            torch._foreach_add_(scale, group["eps"])
+            torch._foreach_copy_(updates, means)
+            torch._foreach_div_(updates, scale)
+            torch._foreach_div_(updates, 1.0 - first_beta**step)
         if group["weight_decay"]:
             torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
         return _Piece(params, weights, updates, memory, group["lr"])
 
-    def _adam_updates(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], means: list[Tensor],
-        updates: list[Tensor],
-    ) -> None:  # fmt: skip
-        (first_beta, second_beta), step = group["betas"], self.state[params[0]]["step"]
-        squares = [local(self.state[param]["exp_avg_sq"]) for param in params]
-        torch._foreach_lerp_(means, grads, 1.0 - first_beta)
-        torch._foreach_mul_(squares, second_beta)
-        torch._foreach_addcmul_(squares, grads, grads, 1.0 - second_beta)
-        scale = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scale, (1.0 - second_beta**step) ** 0.5)
-        torch._foreach_add_(scale, group["eps"])
-        torch._foreach_copy_(updates, means)
-        torch._foreach_div_(updates, scale)
-        torch._foreach_div_(updates, 1.0 - first_beta**step)
-
 
 class _Piece(NamedTuple):
-    """Parameters whose updates are views of one piece of memory.
-
-    Attributes:
-        params: as the model has them.
-        weights, updates: this rank's rows.
-        memory: that of the updates.
-        rate: their learning rate.
-    """
+    """Parameters whose updates are views of one piece of `memory`; `weights` and `updates` are this rank's rows."""
 
     params: list[Tensor]
     weights: list[Tensor]
@@ -151,10 +125,10 @@ class _Piece(NamedTuple):
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups by adaptation and rate, of the parameters that are trained.
+    """Groups the parameters that are trained by adaptation and rate.
 
-    In a short run a post-norm BERT needs a smaller rate than the image tower. Its embeddings do not, since a batch
-    changes few of their rows.
+    In a short run a post-norm BERT needs a smaller rate than the image tower; its embeddings, of which a batch changes
+    few rows, do not.
     """
     muon = layer_matrices(model) if recipe.optimiser == "muon" else set()
     groups: dict[tuple[bool, bool, float], list[Tensor]] = {}

@@ -10,15 +10,15 @@ over tiles of s computes the log-sum-exp of all rows and columns, and the backwa
 directions share one exponential per element of a tile; two are needed only where one would overflow. The gradient of T
 needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
-With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
+With several ranks, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
-TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel.
-There tiles share no exponential: whether it would overflow is a question that the host would have to wait for, and
-arithmetic is not what a tile waits for.
+TF32. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel. There tiles share no exponential:
+whether it would overflow is a question that the host would have to wait for, and arithmetic is not what a tile waits
+for.
 
-Shapes, as suffixes: B the pairs of this process, N those of the global batch, D the width of the embeddings, R and C
-the rows and columns of a tile. x are image embeddings, y text embeddings.
+Shapes, as suffixes: B the pairs of this rank, N those of the global batch, D the width of the embeddings, R and C the
+rows and columns of a tile. x are image embeddings, y text embeddings.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from align.training.ranks.process_group import Ranks
+
+#: Rows and columns of a tile; None takes the default for the device.
+Tile = tuple[int, int] | None
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)
 #: Rows of a float64 copy.
@@ -45,99 +49,64 @@ _SMALL_SUM = 1e-20
 _SHARED_RANGE = 60.0
 
 
-class Peers(Protocol):
-    """The processes that share a batch, such as `Ranks` of `align.training.ranks`. No method is differentiable."""
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """(B, ...) of this process -> (N, ...) of all processes, in order of ranks."""
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The element-wise sum over all processes."""
-
-    def max(self, tensor: Tensor) -> Tensor:
-        """The element-wise maximum over all processes."""
-
-    def scatter_sum(self, tensor: Tensor) -> Tensor:
-        """(N, ...) of each process -> this process's B rows of their sum."""
-
-
-class Alone:
-    """A single process."""
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """See `Peers`."""
-        return tensor
-
-    sum = max = scatter_sum = gather
-
-
 def align_loss(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    temperature: Tensor | float,
-    label_smoothing: float = 0.1,
-    *,
-    peers: Peers | None = None,
-    tile: tuple[int, int] | None = None,
-) -> Tensor:
+    image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor | float, label_smoothing: float = 0.1,
+    *, peers: Ranks | None = None, tile: Tile = None,
+) -> Tensor:  # fmt: skip
     """Image-to-text plus text-to-image cross-entropy, each averaged over the pairs of the global batch.
 
     Args:
-        image_embeds: (B, D), this process's share of the N pairs of the global batch. L2-normalised in ALIGN, which
+        image_embeds: (B, D), this rank's share of the N pairs of the global batch. L2-normalised in ALIGN, which
             nothing here relies on.
         text_embeds: (B, D); row i belongs to image i.
         temperature: > 0, divides the cosine.
         label_smoothing: share of the target spread evenly over all candidates (paper 0.1).
-        peers: the processes that have the other rows; None: there are no others.
-        tile: rows and columns of a tile; None: the default for the device. It changes the result by rounding only.
+        peers: those that have the other rows; None: there are no others.
+        tile: changes the result by its rounding only.
 
     Returns:
-        Scalar, the same on every process: the loss of the global batch. The backward pass gives the exact gradients of
-        this process's rows. The gradient of the temperature is this process's share; the sum over processes is exact.
+        Scalar, the same on every rank: the loss of the global batch. The backward pass gives the exact gradients of
+        this rank's rows. The gradient of the temperature is this rank's share; the sum over ranks is exact.
     """
-    image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
-    temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), tile)
+    images, texts, temperature = _precise(image_embeds, text_embeds, temperature)
+    arguments = (images, texts, temperature, label_smoothing, peers or Ranks(0, 1, images.device), tile)
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def sigmoid_loss(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    temperature: Tensor | float,
-    bias: Tensor | float,
-    *,
-    peers: Peers | None = None,
-    tile: tuple[int, int] | None = None,
-) -> Tensor:
+    image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor | float, bias: Tensor | float,
+    *, peers: Ranks | None = None, tile: Tile = None,
+) -> Tensor:  # fmt: skip
     """SigLIP's loss (Zhai et al. 2023): a logistic loss on each of the N^2 combinations, matching or not.
 
     Arguments, result and gradients are those of `align_loss`. `bias` is added to the scaled cosine (SigLIP starts at
     -10, with a temperature of 0.1). The sum over all N^2 combinations is divided by N.
     """
-    image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
-    temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    bias = torch.as_tensor(bias, dtype=image_embeds.dtype, device=image_embeds.device)
-    arguments = (image_embeds, text_embeds, temperature, bias, peers or Alone(), tile)
+    images, texts, temperature, bias = _precise(image_embeds, text_embeds, temperature, bias)
+    arguments = (images, texts, temperature, bias, peers or Ranks(0, 1, images.device), tile)
     return cast(Tensor, _SigmoidLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
-def _precise(embeds_BD: Tensor) -> Tensor:
-    """At least float32: in float16 the sums overflow."""
-    return embeds_BD.float() if embeds_BD.dtype in (torch.float16, torch.bfloat16) else embeds_BD
+def _precise(x_BD: Tensor, y_BD: Tensor, *scalars: Tensor | float) -> list[Tensor]:
+    """All in the embeddings' type, which is at least float32: in float16 the sums overflow."""
+    x_BD, y_BD = (each.float() if each.dtype in (torch.float16, torch.bfloat16) else each for each in (x_BD, y_BD))
+    return [x_BD, y_BD, *(torch.as_tensor(each, dtype=x_BD.dtype, device=x_BD.device) for each in scalars)]
 
 
 class _AlignLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Peers,
-        tile: tuple[int, int] | None,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Ranks, tile: Tile
+    ) -> Tensor:
         y_ND = peers.gather(y_BD)
-        count = len(y_ND)
-        row_lse_B, column_lse_N = log_sum_exps(x_BD, y_ND, temperature, peers, tile)
-        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None]])
-        sums, width = peers.sum(sums), x_BD.shape[1]
+        count, width = len(y_ND), x_BD.shape[1]
+        row_lse_B, column_lse_N = (x_BD.new_full((size,), -math.inf) for size in (len(x_BD), count))
+        log_sums = _tile_function(_log_sums, x_BD)
+        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
+            row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
+        top_N = peers.max(column_lse_N)  # until here each rank has added its own rows only
+        column_lse_N = peers.sum((column_lse_N - top_N).exp()).log() + top_N
+        sums = peers.sum(torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None]]))
         x_sum_D, rows_sum, own_sum = sums[:width], sums[width], sums[width + 1]
         y_sum_D = _sum(y_ND)
         own, smooth = own_sum / temperature.double(), x_sum_D @ y_sum_D / temperature.double() / count
@@ -150,10 +119,12 @@ class _AlignLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, y_BD, y_ND, temperature, x_sum_D, y_sum_D, *log_sums = ctx.saved_tensors
+        x_BD, y_BD, y_ND, temperature, x_sum_D, y_sum_D, row_lse_B, column_lse_N = ctx.saved_tensors
         count, smoothing = len(y_ND), ctx.smoothing
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
-        for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (log_sums[0], log_sums[1]), ctx.tile):
+        softmaxes = _tile_function(_softmaxes, x_BD)
+        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, ctx.tile):
+            both_RC = softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
         dy_BD = ctx.peers.scatter_sum(dy_ND)
@@ -168,9 +139,8 @@ class _SigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, bias: Tensor, peers: Peers,
-        tile: tuple[int, int] | None,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, bias: Tensor, peers: Ranks, tile: Tile
+    ) -> Tensor:
         y_ND = peers.gather(y_BD)
         count = len(y_ND)
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
@@ -211,32 +181,7 @@ def dot(x_BD: Tensor, y_BD: Tensor) -> Tensor:
     return torch.stack([(left.double() * right).sum() for left, right in parts]).sum()
 
 
-def log_sum_exps(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, peers: Peers, tile: tuple[int, int] | None
-) -> tuple[Tensor, Tensor]:
-    """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes."""
-    row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
-    column_lse_N = x_BD.new_full((len(y_ND),), -math.inf)
-    log_sums = _tile_function(_log_sums, x_BD)
-    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
-        row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
-    top_N = peers.max(column_lse_N)
-    return row_lse_B, peers.sum((column_lse_N - top_N).exp()).log() + top_N
-
-
-def softmax_tiles(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, log_sums: tuple[Tensor, Tensor], tile: tuple[int, int] | None
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`."""
-    row_lse_B, column_lse_N = log_sums
-    softmaxes = _tile_function(_softmaxes, x_BD)
-    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
-        yield row, column, softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
-
-
-def _tiles(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tile: tuple[int, int] | None
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tile: Tile) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields (rows, columns, their scores x_i . y_j / T); the caller may overwrite the scores, until the next tile."""
     height, width = tile or (CUDA_TILE if x_BD.is_cuda else TILE)
     buffer = x_BD.new_empty(min(height, len(x_BD)) * min(width, len(y_ND)))
@@ -264,33 +209,33 @@ def _log_sums(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> tuple[Ten
     row_sums_R, column_sums_C = exponentials_RC.sum(1), exponentials_RC.sum(0)
     # A row far below the tile's maximum would lose its terms. Such tiles are rare and computed again.
     if min(float(row_sums_R.min()), float(column_sums_C.min())) < _SMALL_SUM:
-        return torch.logaddexp(rows_R, scores_RC.logsumexp(1)), torch.logaddexp(columns_C, scores_RC.logsumexp(0))
+        return _log_sums_apart(scores_RC, rows_R, columns_C)
     return torch.logaddexp(rows_R, row_sums_R.log_() + top), torch.logaddexp(columns_C, column_sums_C.log_() + top)
+
+
+def _log_sums_apart(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> tuple[Tensor, Tensor]:
+    """`_log_sums` for any scores, without a question that the host waits for."""
+    return torch.logaddexp(rows_R, scores_RC.logsumexp(1)), torch.logaddexp(columns_C, scores_RC.logsumexp(0))
 
 
 def _softmaxes(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> Tensor:
     """exp(s - row's log-sum-exp) + exp(s - column's), over a tile. Overwrites the scores."""
     bound = torch.minimum(rows_R.max(), columns_C.max())  # no score is larger
     if float(bound - torch.minimum(rows_R.min(), columns_C.min())) > _SHARED_RANGE:
-        return (scores_RC - rows_R[:, None]).exp_().add_(scores_RC.sub_(columns_C).exp_())
+        return _softmaxes_apart(scores_RC, rows_R, columns_C)
     weights_RC = (bound - rows_R).exp_()[:, None] + (bound - columns_C).exp_()
     return scores_RC.sub_(bound).exp_().mul_(weights_RC)
+
+
+def _softmaxes_apart(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> Tensor:
+    """`_softmaxes` for any scores, without a question that the host waits for."""
+    return (scores_RC - rows_R[:, None]).exp_().add_((scores_RC - columns_C).exp_())
 
 
 def _sigmoids(scores_RC: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of softplus(s + b) and, over the tile, sigmoid(s + b). Overwrites the scores."""
     scores_RC.add_(bias)
     return F.softplus(scores_RC).sum(), scores_RC.sigmoid_()
-
-
-def _log_sums_apart(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> tuple[Tensor, Tensor]:
-    """`_log_sums` without a question that the host waits for."""
-    return torch.logaddexp(rows_R, scores_RC.logsumexp(1)), torch.logaddexp(columns_C, scores_RC.logsumexp(0))
-
-
-def _softmaxes_apart(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> Tensor:
-    """`_softmaxes` without a question that the host waits for."""
-    return (scores_RC - rows_R[:, None]).exp_().add_((scores_RC - columns_C).exp_())
 
 
 #: What a tile runs on CUDA instead of the function for a CPU.

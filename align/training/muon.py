@@ -28,15 +28,9 @@ def layer_matrices(model: nn.Module) -> set[Tensor]:
 
 
 def muon_updates(grads: list[Tensor], means: list[Tensor], beta: float) -> list[Tensor]:
-    """The updates of some layers' weights, before trust ratio and rate.
+    """The updates of some layers' weights, before trust ratio and rate; as matrices their singular values are near 1.
 
-    Args:
-        grads: of at least two dimensions.
-        means: their running means, which this moves.
-        beta: their decay.
-
-    Returns:
-        Tensors of the same shapes; as matrices their singular values are near 1.
+    The gradients have at least two dimensions, and the updates the same. Their running means, of decay `beta`, move.
     """
     torch._foreach_lerp_(means, grads, 1.0 - beta)
     return [orthogonalised(ahead) for ahead in torch._foreach_lerp(grads, means, beta)]

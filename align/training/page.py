@@ -69,19 +69,13 @@ def write_page(
 ) -> None:
     """Writes report.html, and the first curves as loss.png if something was trained.
 
-    Args:
-        stage: its section of params.yaml.
-        lead: what was trained on what, in a sentence.
-        metrics: of the report.
-        trained: the run.
-        samples: those of validation; None if there are none.
-        directory: the folder to write to.
+    `lead` says in a sentence what was trained on what, `metrics` are the report's, `samples` those of validation.
     """
     rows, chances = trained.rows, _chances(samples) if samples and trained.found else {}
     value = {name.removeprefix(f"{stage}/"): number for name, number in metrics.items()}
     cards = [("steps", f"{value['num_steps']:,}", "")]
-    last = {name: value[f"train/{name}"] for name in ("loss", "temperature") if f"train/{name}" in value}
-    cards += [(name, f"{number:.3g}", "") for name, number in last.items()]
+    last = [name for name in ("loss", "temperature") if f"train/{name}" in value]
+    cards += [(name, f"{value[f'train/{name}']:.3g}", "") for name in last]
     for way, words in _WAYS.items():
         if (name := f"val/{way}/recall@10") in chances:
             cards.append((f"{words}, recall@10 (chance {chances[name]:.1%})", f"{value[name]:.1%}", ""))
@@ -112,20 +106,15 @@ def _gallery(samples: SplitSamples, found: Found) -> Iterator[str]:
     yield html.paragraph("The validation images nearest to a text. Green: the image that it was written for.")
     for answers in zip(*(found[step] for step in chosen), strict=True):
         asked = answers[0][0]
-        walls = [
-            html.gallery((_picture(samples, row), _words(samples, row), "good" * (row == asked)) for row in rows)
-            for _, *rows in answers
-        ]
-        yield html.subheading(_words(samples, asked))
+        walls = [html.gallery((*_shown(samples, row), "good" * (row == asked)) for row in rows) for _, *rows in answers]
+        yield html.subheading(_shown(samples, asked)[1])
         yield html.table(("step", "nearest first"), list(zip(chosen, walls, strict=True)), drawn=1)
 
 
-def _words(samples: SplitSamples, row: int) -> str:
-    return legible(mask_personal_data(samples.texts(row)[0]), width=_MAX_CAPTION)
-
-
-def _picture(samples: SplitSamples, row: int) -> bytes:
-    image, buffer = Image.fromarray(samples.image(row)), io.BytesIO()
+def _shown(samples: SplitSamples, row: int) -> tuple[bytes, str]:
+    """A picture, small, as a JPEG, and its first text."""
+    pixels, texts = samples.load(row)
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return buffer.getvalue(), legible(mask_personal_data(texts[0]), width=_MAX_CAPTION)

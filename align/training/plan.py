@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,23 +29,17 @@ from align.project import provenance
 from align.services.job import Place
 from align.training.batches.index import SplitIndex
 from align.training.batches.reading import STORE_PATIENCE_S
-from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples, first_pairs
+from align.training.batches.samples import SampleSources, SplitSamples, first_pairs
 from align.training.ranks.process_group import Ranks
 from align.training.state import MetricRow
 
-#: The module that turns a plan into weights: its code is part of the run's key.
-_TRAINING = "align.training.train"
+#: Measures a model on evaluation sets; all ranks call it, and get the same.
+Validation = Callable[[DualEncoder, TextTokenizer, Ranks], MetricRow]
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The artefacts that a run reads.
-
-    Attributes:
-        shards: folder of the shards.
-        tokenizer: folder of the tokenizer, which the trained model's folder gets a copy of.
-        initial: folder of the model to start from; None starts from scratch.
-    """
+    """The folders that a run reads; `initial` is that of the model to start from, None starts from scratch."""
 
     shards: Path
     tokenizer: Path
@@ -53,13 +48,7 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage trains.
-
-    Attributes:
-        recipe: how; its `section` is the stage's name.
-        model: the shape, before the recipe's own picture size.
-        inputs: what is read.
-    """
+    """What a stage, the recipe's `section`, trains; the model is that before the recipe's own picture size."""
 
     recipe: Recipe
     model: ModelConfig
@@ -71,8 +60,7 @@ class Infrastructure:
     """Where a run trains; none of it changes the result.
 
     Attributes:
-        tars: the object store that holds tars missing from the shard folders.
-        mirror: an object store that also keeps the checkpoints.
+        tars, mirror: object stores: of tars missing from the shard folders, and of copies of the checkpoints.
         cluster: the machines that train together; None: this one.
         place: this process among the ranks that a launcher has started; None: it starts its ranks.
     """
@@ -83,25 +71,22 @@ class Infrastructure:
     place: Place | None = None
 
 
-THIS_MACHINE = Infrastructure()
-
-
 @dataclass(frozen=True)
 class Monitoring:
     """How a run is watched; none of it changes the result.
 
     Attributes:
-        log: takes the metrics of a row, and its step, on the leading rank; picklable if there are several processes.
+        log, validation: take the metrics of a row, and its step, on the leading rank; measure a model on evaluation
+            sets. Both are picklable if there are several processes.
         health: what its devices are; None: there are no warnings, and nothing is said of the use of devices.
-        validation: measures a model on evaluation sets: all ranks call it, and get the same; picklable, as `log`.
     """
 
     log: Callable[[dict[str, float], int], None] | None = None
     health: HealthConfig | None = None
-    validation: Callable[[DualEncoder, TextTokenizer, Ranks], MetricRow] | None = None
+    validation: Validation | None = None
 
 
-UNWATCHED = Monitoring()
+THIS_MACHINE, UNWATCHED = Infrastructure(), Monitoring()
 
 
 @dataclass(frozen=True)
@@ -109,10 +94,8 @@ class TrainingData:
     """Where the samples of a run are stored, and what they are.
 
     Attributes:
-        train, val: the splits of the main shards; of `train` the first `max_pairs`.
+        train, val: the splits of the main shards, whose manifest has `digest`; of `train` the first `max_pairs`.
         extra: the training splits of `extra_shards`, in the same order.
-        num_training_pairs: of `train`.
-        digest: of the main shards, from their manifest.
         not_gated: digests of those of all these that are given tars, which no quality gate has judged.
     """
 
@@ -129,9 +112,8 @@ class TrainingPlan:
     """Everything a rank needs.
 
     Attributes:
-        name: of the run, after what determines its result.
+        name: of the run, after what determines its result, and of its subfolder of `checkpoints`.
         vocab_size: rows of the word embedding.
-        checkpoints: the folder that has one subfolder per run.
         accept_code_change: why a run that began under other code may be resumed.
     """
 
@@ -162,21 +144,12 @@ class TrainingPlan:
 
     def sources(self) -> SampleSources:
         """What a rank reads."""
-        recipe, data = self.recipe, self.data
-
-        def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:
-            on_corrupt = "quarantine" if index.given else on_corrupt  # nothing has decoded their pictures before
-            return SplitSamples(
-                index, self.model.resize_px, self.infrastructure.tars, patience_s=STORE_PATIENCE_S,
-                on_corrupt=on_corrupt,
-            )  # fmt: skip
-
-        extra = zip(data.extra, recipe.extra_shards, strict=True)
-        return SampleSources(
-            train=samples(data.train),
-            val=samples(data.val, on_corrupt="stop") if data.val.num_images else None,
-            extra=tuple((samples(index), more.weight) for index, more in extra),
-        )
+        recipe, data, tars = self.recipe, self.data, self.infrastructure.tars
+        samples = partial(SplitSamples, resize_px=self.model.resize_px, store=tars, patience_s=STORE_PATIENCE_S)
+        mixed = [samples(index, on_corrupt=recipe.on_corrupt_shard) for index in (data.train, *data.extra)]
+        weights = [1.0, *(more.weight for more in recipe.extra_shards)]
+        val = samples(data.val) if data.val.num_images else None
+        return SampleSources(mixed[0], val, [*zip(mixed, weights, strict=True)])
 
 
 def make_plan(
@@ -184,15 +157,14 @@ def make_plan(
     *, infrastructure: Infrastructure = THIS_MACHINE, monitoring: Monitoring = UNWATCHED,
     accept_code_change: str | None = None,
 ) -> TrainingPlan:  # fmt: skip
-    """A plan over the shards that `work` reads, and over its recipe's `extra_shards`.
+    """Settles a run over the shards that `work` reads, and over its recipe's `extra_shards`.
 
     Raises:
         DataError: shards, tokenizer or the model to start from are missing.
         ConfigError: the shards' images are smaller than the model requires, extra shards have another digest than the
             recipe says, or the model to start from has another vocabulary.
     """
-    recipe, inputs = work.recipe, work.inputs
-    model = recipe.trained(work.model)
+    recipe, inputs, model = work.recipe, work.inputs, work.recipe.trained(work.model)
     main = read_manifest(inputs.shards, given=True)
     extra = [(more.path, read_manifest(more.path, given=True)) for more in recipe.extra_shards]
     for shards, manifest in ((inputs.shards, main), *extra):
@@ -211,13 +183,10 @@ def make_plan(
         index = first_pairs(index, [shard.num_pairs for shard in train.shards], recipe.max_pairs, tars)
         num_pairs = min(num_pairs, recipe.max_pairs)
     data = TrainingData(
-        train=index,
-        val=SplitIndex.of(inputs.shards, main, "val", tars),
-        extra=tuple(SplitIndex.of(shards, manifest, "train", tars) for shards, manifest in extra),
-        num_training_pairs=num_pairs,
-        digest=main.digest,
-        not_gated=tuple(one.digest for one in (main, *(one for _, one in extra)) if one.left_out is not None),
-    )
+        index, SplitIndex.of(inputs.shards, main, "val", tars),
+        tuple(SplitIndex.of(shards, manifest, "train", tars) for shards, manifest in extra), num_pairs, main.digest,
+        not_gated=tuple(one.digest for _, one in ((None, main), *extra) if one.left_out is not None),
+    )  # fmt: skip
     vocab_size = TextTokenizer.load(inputs.tokenizer, model.max_tokens).vocab_size
     if inputs.initial is not None and (known := read_config(inputs.initial).vocab_size) != vocab_size:
         raise ConfigError(f"{inputs.initial} was trained with {known} tokens, {inputs.tokenizer} has {vocab_size}")
@@ -228,7 +197,11 @@ def make_plan(
 
 
 def _name(recipe: Recipe, model: ModelConfig, inputs: TrainingInputs, data: str) -> str:
-    """Of a run, after everything that determines its result."""
+    """Names a run after everything that determines its result: values, data, and what computes.
+
+    The latter are our code, versions of torch and of towers' libraries, and the kind of device, whose kernels round
+    differently.
+    """
     values = {
         "recipe": recipe.deciding_values(),
         "model": model.model_dump(mode="json"),
@@ -236,28 +209,21 @@ def _name(recipe: Recipe, model: ModelConfig, inputs: TrainingInputs, data: str)
         "tokenizer": sha256_file(inputs.tokenizer / TOKENIZER),
         "data": data,
     }
-    return f"{recipe.section}-{run_key(values, _code(model))}"
-
-
-def _code(model: ModelConfig) -> str:
-    """A digest of what computes: our code, versions of torch and of libraries of towers, and the kind of device, whose
-    kernels round differently.
-    """
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
     version = torch.__version__.partition("+")[0]  # what follows the sign names a build, which the kind covers
-    parts = [provenance.digest(_TRAINING), version, kind, *model.versions]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    kind, code = "cuda" if torch.cuda.is_available() else "cpu", provenance.digest("align.training.train")
+    computes = hashlib.sha256("\n".join([code, version, kind, *model.versions]).encode()).hexdigest()
+    return f"{recipe.section}-{run_key(values, computes)}"
 
 
 def _too_small(recipe: Recipe, have: str, need_px: int, initial: Path | None) -> ConfigError:
     """Says which value is the user's: a model that training starts from keeps its picture size by default."""
-    raise_it = f"set shard.image_px to {need_px} or more in params.yaml and make the shards again"
     own = "resize_px" if recipe.resize_px else "image_px" if recipe.image_px else None
     if own is not None:
-        why = f"{recipe.section}.{own} {getattr(recipe, own)} needs {need_px}: lower it, or {raise_it}"
+        why = f"{recipe.section}.{own} {getattr(recipe, own)} needs {need_px}: lower it, or"
     elif initial is None:
-        why = f"model.resize_px is {need_px}: lower it, or {raise_it}"
+        why = f"model.resize_px is {need_px}: lower it, or"
     else:
-        why = f"the model in {initial} needs {need_px}: {raise_it}"
+        why = f"the model in {initial} needs {need_px}:"
     remake = "`align shard`" if initial is None else "`dvc repro`, or `align shard` and `align validate_shards`"
-    return ConfigError(f"{have}, {why} ({remake})")
+    again = f"set shard.image_px to {need_px} or more in params.yaml and make the shards again ({remake})"
+    return ConfigError(f"{have}, {why} {again}")

@@ -6,16 +6,15 @@ Speed and use of devices vary from run to run, so no report holds them.
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from align.config.model import ModelConfig
@@ -33,23 +32,16 @@ from align.training.validation import possible_rank
 class Watch:
     """Shows a run: a line every few seconds, warnings, and a row of metrics now and then. Only the leading rank speaks.
 
-    MFU is the share of the devices' peak that goes into the model: operations of one forward and one backward pass, of
-    a locked tower forward only. Padding, and what is computed again to save memory (`micro_batch`,
-    `gradient_checkpointing`), are no part of it.
-
-    Args:
-        plan: the run.
-        ranks: this one among its peers.
-        state: of the run; rows of metrics are added to it.
-        loader: of its batches.
+    Rows of metrics are added to the state. MFU is the share of the devices' peak that goes into the model: operations
+    of one forward and one backward pass, of a locked tower forward only. Padding, and what is computed again to save
+    memory (`micro_batch`, `gradient_checkpointing`), are no part of it.
     """
 
     def __init__(self, plan: TrainingPlan, ranks: Ranks, state: State, loader: TrainLoader) -> None:
         self._plan, self._ranks, self._state, self._loader = plan, ranks, state, loader
-        self._recipe, self._device = plan.recipe, plan.monitoring.health
-        learns = plan.recipe.learn_temperature
-        self._health = Health(plan.recipe.section, learns_temperature=learns) if self._device else None
-        self._first = state.step
+        recipe = self._recipe = plan.recipe
+        self._device, self._first = plan.monitoring.health, state.step
+        self._health = Health(recipe.section, learns_temperature=recipe.learn_temperature) if self._device else None
         self._start = self._shown = time.monotonic()
         self._paused_s, self._temperature = 0.0, 0.0
         self._tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -87,9 +79,7 @@ class Watch:
     def row(self, means: MetricRow, measured: MetricRow) -> None:
         """Adds a row of metrics to the state, and sends it to the log with what varies from run to run.
 
-        Args:
-            means: of the steps since the last row; empty: no row is due.
-            measured: by a validation; empty: there was none.
+        `means` are of the steps since the last row, empty if none is due; `measured` is empty without a validation.
         """
         if not self._ranks.leads or not (means or measured):
             return
@@ -101,8 +91,7 @@ class Watch:
         row = means | measured
         self._state.rows.append({"step": step, **row})
         if self._health is not None:
-            val = self._plan.data.val.num_images
-            self._health.row(step, row | live, possible_rank(self._state.model, val))
+            self._health.row(step, row | live, possible_rank(self._state.model, self._plan.data.val.num_images))
             live |= self._health.of_the_model()
         if self._plan.monitoring.log is not None:
             self._plan.monitoring.log({name: float(value) for name, value in (row | live).items()}, step)
@@ -133,10 +122,10 @@ class Watch:
         hours = (time.monotonic() - self._start) * devices / 3600
         metrics |= {"train/pairs_per_s": self.pairs_per_s(), "train/device_hours": hours}
         if self._device.device_tflops is not None:
-            self._operations = operations = self._operations or count_operations(model.config, model.vocab_size)
+            self._operations = of = self._operations or count_operations(model.config, model.vocab_size)
             # a backward pass costs as much as two forward passes
             image, text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
-            of_a_pair = image * operations.image + text * statistics.fmean(map(operations.text, self._tokens.tolist()))
+            of_a_pair = image * of.image + text * float(of.text(self._tokens).mean())
             metrics["train/mfu"] = self.pairs_per_s() * of_a_pair / (devices * self._device.device_tflops * 1e12)
         if self._device.price_per_hour is not None:
             metrics["train/cost"] = hours * self._device.price_per_hour
@@ -145,23 +134,11 @@ class Watch:
         return metrics
 
 
-@dataclass(frozen=True)
-class Operations:
-    """Floating-point operations of a forward pass, without the loss.
-
-    Attributes:
-        image: of one image.
-        once, per_token, per_pair_of_tokens: of a text: its projection, its linear layers, its attention.
-    """
+class Operations(NamedTuple):
+    """Floating-point operations of a forward pass, without the loss: of an image, of a text by its number of tokens."""
 
     image: float
-    once: float
-    per_token: float
-    per_pair_of_tokens: float
-
-    def text(self, num_tokens: int) -> float:
-        """Of one text, without padding."""
-        return self.once + num_tokens * (self.per_token + num_tokens * self.per_pair_of_tokens)
+    text: Callable[[Any], Any]
 
 
 @torch.no_grad()
@@ -171,17 +148,17 @@ def count_operations(config: ModelConfig, vocab_size: int) -> Operations:
     On towers without memory for weights, since the run's own may be sharded or compiled. A text's operations are a
     polynomial of degree two in its tokens, so three lengths say all.
     """
+
+    def counted(encode: Callable[..., Tensor], *inputs: Tensor) -> float:
+        with FlopCounterMode(display=False) as counter:
+            encode(*inputs)
+        return float(counter.get_total_flops())
+
     with torch.device("meta"):
         model = DualEncoder(config, vocab_size).eval()
-        with FlopCounterMode(display=False) as counter:
-            model.encode_image(torch.zeros(1, 3, config.image_px, config.image_px))
-        image, texts = float(counter.get_total_flops()), []
-        for num_tokens in (1, 2, 3):
-            with FlopCounterMode(display=False) as counter:
-                ids = torch.zeros(1, num_tokens, dtype=torch.int64)
-                model.encode_text(ids, torch.ones_like(ids))
-            texts.append(float(counter.get_total_flops()))
-    one, two, three = texts
+        image = counted(model.encode_image, torch.zeros(1, 3, config.image_px, config.image_px))
+        of_tokens = (torch.ones(1, num_tokens, dtype=torch.int64) for num_tokens in (1, 2, 3))
+        one, two, three = (counted(model.encode_text, ones, ones) for ones in of_tokens)
     square = (three - 2 * two + one) / 2
     linear = two - one - 3 * square
-    return Operations(image, one - linear - square, linear, square)
+    return Operations(image, lambda tokens: one + (tokens - 1) * (linear + (tokens + 1) * square))

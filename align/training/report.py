@@ -22,30 +22,24 @@ class TrainingReport(Report):
     accepted_code_changes: list[str]
 
 
-def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
-    """The numbers of a finished run; each metric is the last value that was measured until the model's step."""
-    stage, trains = plan.recipe.section, plan.recipe.num_steps > 0
-    rows = [row for row in trained.rows if row["step"] <= trained.step]
-    last = {name: value for row in rows for name, value in row.items() if name != "step"}
-    chosen = {f"{stage}/exported_step": trained.step} if plan.recipe.export == "best" else {}
-    return TrainingReport(
+def write_training_report(plan: TrainingPlan, trained: Trained, directory: Path) -> TrainingReport:
+    """Writes the report folder of a finished run, which is replaced whole, and returns the report.
+
+    Each of its metrics is the last value that was measured until the model's step. The folder has report.json and
+    metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty if the metric was not measured),
+    and report.html and loss.png for people.
+    """
+    rows, stage, trains = trained.rows, plan.recipe.section, plan.recipe.num_steps > 0
+    last = {name: value for row in rows if row["step"] <= trained.step for name, value in row.items()}
+    last |= {"num_steps": plan.recipe.num_steps}
+    last |= {"exported_step": trained.step} if plan.recipe.export == "best" else {}
+    report = TrainingReport(
         num_parameters=sum(param.numel() for param in trained.model.parameters()),
         num_training_images=plan.data.train.num_images if trains else 0,
         num_training_pairs=plan.data.num_training_pairs if trains else 0,
         accepted_code_changes=trained.accepted_code_changes,
-        metrics={f"{stage}/{name}": value for name, value in last.items()}
-        | {f"{stage}/num_steps": plan.recipe.num_steps}
-        | chosen,
+        metrics={f"{stage}/{name}": value for name, value in last.items() if name != "step"},
     )
-
-
-def write_training_report(report: TrainingReport, trained: Trained, plan: TrainingPlan, directory: Path) -> None:
-    """Writes the report folder; replaced whole.
-
-    It holds report.json and metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty if
-    the metric was not measured), and report.html and loss.png for people.
-    """
-    rows, stage = trained.rows, plan.recipe.section
     names = ["step", *sorted({name for row in rows for name in row} - {"step"})]
     curve = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
     data = f"{report.num_training_pairs:,} pairs of {report.num_training_images:,} images" if rows else "as they were"
@@ -57,3 +51,4 @@ def write_training_report(report: TrainingReport, trained: Trained, plan: Traini
         write_text(part / "curve.csv", "".join(",".join(cells) + "\n" for cells in curve))
         write_page(stage, lead, report.metrics, trained, plan.sources().val, part)
         write_report(report, part)
+    return report

@@ -1,7 +1,4 @@
-"""What the stages `pretrain` and `finetune` share: from params.yaml to a plan, and from its result to their folders.
-
-A stage adds its recipe, its model and the folder that the model goes to.
-"""
+"""What the stages `pretrain` and `finetune` share: from params.yaml to a plan, and from its result to their folders."""
 
 from __future__ import annotations
 
@@ -28,20 +25,14 @@ from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker
 from align.training.given_towers import names_of
 from align.training.plan import Infrastructure, Monitoring, TrainingPlan, Work, make_plan
-from align.training.report import TrainingReport, training_report, write_training_report
+from align.training.report import TrainingReport, write_training_report
 from align.training.train import Trained, run
 
 
 def plan_of(params: Params, work: Work, args: argparse.Namespace | None = None) -> TrainingPlan:
-    """The plan of a stage, from the shared sections.
+    """Plans a stage, from the shared sections. Raises AlignError as `make_plan` and `require_passed`.
 
-    Args:
-        params: all sections.
-        work: what is trained.
-        args: of `align.arguments.stages.train`; None: for a run on this machine that nobody watches.
-
-    Raises:
-        AlignError: as `given_data`, `make_plan` and `require_passed`.
+    `args` are those of `align.arguments.stages.train`; None: for a run on this machine that nobody watches.
     """
     given, store, paths = getattr(args, "data", None) or (), params.section(StoreConfig), params.section(PathsConfig)
     cluster = params.section(ClusterConfig) if args else None
@@ -65,16 +56,9 @@ def plan_of(params: Params, work: Work, args: argparse.Namespace | None = None) 
 
 
 def train_stage(plan: TrainingPlan, *, out: Path, reports: Path, runtime: Path | None = None) -> TrainingReport | None:
-    """Runs a plan, and writes the model folder and the report folder.
+    """Runs a plan, and writes the model folder `out` and the report folder; both are replaced whole.
 
-    Args:
-        plan: the run.
-        out: folder of the trained model; replaced whole.
-        reports: folder of curves and report; replaced whole.
-        runtime: folder that gets the stage's times; None: they are not kept.
-
-    Returns:
-        The report; None on a machine that does not lead.
+    `runtime` is a folder that gets the stage's times. Returns the report; None on a machine that does not lead.
     """
     recipe, stage = plan.recipe, plan.recipe.section
     timed = record_runtime(stage, runtime) if runtime and plan.leads else nullcontext(dict[str, Any]())
@@ -83,8 +67,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path, runtime: Path |
         if trained is None:
             say(f"{stage}: this process is done; rank 0 writes the model and its report")
             return None
-        report = training_report(plan, trained)
-        write_training_report(report, trained, plan, reports)
+        report = write_training_report(plan, trained, reports)
         with replace_directory(out, stage) as part:
             if recipe.num_steps or plan.inputs.initial is None:
                 save_trained(plan, trained.model, trained.step, recipe.export, part)
@@ -95,8 +78,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path, runtime: Path |
         times["pairs_per_s"] = trained.pairs_per_s
     if not recipe.num_steps:
         say(f"{stage}: num_steps is 0: {out} is the model in {plan.inputs.initial}, as it is")
-        return report
-    if recipe.export == "best":
+    elif recipe.export == "best":
         say(f"{stage}: {out} is of step {report.metrics[f'{stage}/exported_step']:,}, the best {recipe.best_metric}")
     if (loss := report.metrics.get(f"{stage}/train/loss")) is not None:  # the best step may be before the first row
         say(f"{stage}: loss {loss:.3f} after {recipe.num_steps:,} steps")
@@ -108,23 +90,18 @@ def save_trained(plan: TrainingPlan, model: DualEncoder, step: int, choice: str,
     chosen: dict[str, str | int | float] = {"checkpoint": choice, "step": step}
     if choice == "best":
         chosen["metric"] = str(plan.recipe.best_metric)
+    # where the weights began, and the data that changed them
+    data, not_gated = [plan.data.digest, *(more.digest for more in plan.recipe.extra_shards)], [*plan.data.not_gated]
+    given, initial = names_of(plan.recipe), plan.inputs.initial
+    imported = None if given is None else Imported(folder=given[0], weights=given[1])
+    if initial is not None:
+        start = read_config(initial)
+        data, not_gated, imported = [*start.trained_on, *data], [*start.not_gated, *not_gated], start.imported
     save_model(
-        model, folder, stage=plan.recipe.section, chosen=None if choice == "last" else chosen, **_history(plan)
+        model, folder, stage=plan.recipe.section, chosen=None if choice == "last" else chosen, imported=imported,
+        trained_on=tuple(dict.fromkeys(data)), not_gated=tuple(dict.fromkeys(not_gated)),
     )  # fmt: skip
     copy_tokenizer(plan.inputs.tokenizer, folder)
-
-
-def _history(plan: TrainingPlan) -> dict[str, Any]:
-    """Where the weights began, and the data that changed them."""
-    data, not_gated = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards)), plan.data.not_gated
-    if plan.inputs.initial is None:
-        given = names_of(plan.recipe)
-        imported = None if given is None else Imported(folder=given[0], weights=given[1])
-        return {"imported": imported, "trained_on": data, "not_gated": not_gated}
-    start = read_config(plan.inputs.initial)
-    data = tuple(dict.fromkeys((*start.trained_on, *data)))
-    not_gated = tuple(dict.fromkeys((*start.not_gated, *not_gated)))
-    return {"imported": start.imported, "trained_on": data, "not_gated": not_gated}
 
 
 def _untrained(plan: TrainingPlan) -> Trained | None:

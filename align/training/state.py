@@ -5,35 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.utils._pytree import tree_map_only
 
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
 from align.training.ranks.buckets import gathered
-from align.training.ranks.sharding import distributed_like, is_sharded
+from align.training.ranks.sharding import distributed_like
 from align.training.step import Gradients
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]
 #: Step -> what `align.training.validation.validate` found for some texts.
 Found = dict[int, list[list[int]]]
+#: The part of a state that a checkpoint holds as it is.
+_PLAIN = ("rows", "found", "losses", "gradient_norms", "skipped")
 
 
 class StepValues(NamedTuple):
-    """What a step did.
-
-    Attributes:
-        step: whole steps done with it.
-        loss: of the global batch.
-        norm: of the gradients before clipping; not finite if float16 overflowed, and the weights stayed.
-        temperature: after the update.
-    """
+    """What a step did; its norm is not finite if float16 overflowed, and the weights stayed."""
 
     step: int
     loss: float
@@ -43,16 +40,12 @@ class StepValues(NamedTuple):
 
 @dataclass
 class State:
-    """What training changes. Random numbers and the position in the data are functions of the step.
+    """What training changes. Random numbers and the position in the data are functions of the step: whole steps done.
 
     Attributes:
-        step: whole steps done.
-        rows: metric rows so far.
-        found: at each validation so far, for people.
         unread: loss, norm and temperature (before and after) of each step since the last `read`, on the device.
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
-        scaler: for float16, whose gradients overflow now and then; None in other precisions.
-        skipped: steps that it has left out since the last row.
+        scaler: for float16, whose gradients overflow now and then; `skipped` steps has it left out since the last row.
     """
 
     recipe: Recipe
@@ -66,11 +59,6 @@ class State:
     gradient_norms: list[float] = field(default_factory=list)
     scaler: GradScaler | None = None
     skipped: int = 0
-
-    @property
-    def sharded(self) -> bool:
-        """Whether weights are sharded: then all ranks run the towers, and gather what is saved, together."""
-        return is_sharded(self.model)
 
     @property
     def scaling(self) -> tuple[GradScaler, Lamb] | None:
@@ -88,17 +76,16 @@ class State:
             self.scaler.update()
             self.skipped += self.scaler.get_scale() < scale
             if self.scaler.get_scale() < 1:
-                what = f"the gradients overflow with a loss scale of {scale:g}"
-                raise self._diverged(what, self.step + 1, float(before))
+                why = f"the gradients overflow with a loss scale of {scale:g}"
+                raise self._diverged(why, self.step + 1, float(before))
         self.step += 1
         self.unread.append(torch.stack([one.detach().float() for one in (*gradients, before, self.model.temperature)]))
 
     def read(self) -> list[StepValues]:
         """The values of the steps since the last time; here the host waits for the device.
 
-        Raises:
-            NonFiniteLossError: a loss or, except for float16, a norm is inf or NaN. What follows is never saved, since
-                nothing is written before its steps are read.
+        Raises NonFiniteLossError: a loss or, except for float16, a norm is inf or NaN. What follows is never saved,
+        since nothing is written before its steps are read.
         """
         rows = torch.stack(self.unread).tolist() if self.unread else []
         self.unread.clear()
@@ -106,24 +93,21 @@ class State:
         for step, (loss, norm, before, after) in enumerate(rows, self.step - len(rows) + 1):
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}", step, before)
-            if not math.isfinite(norm) and self.scaler is None:
-                raise self._diverged(f"the norm of the gradients is {norm}", step, before)
             self.losses.append(loss)
             if math.isfinite(norm):
                 self.gradient_norms.append(norm)
+            elif self.scaler is None:
+                raise self._diverged(f"the norm of the gradients is {norm}", step, before)
             values.append(StepValues(step, loss, norm, after))
         return values
 
     def means(self) -> MetricRow:
         """Means since the last row; begins the next one."""
-        row: MetricRow = {"train/loss": sum(self.losses) / len(self.losses)}
-        if self.gradient_norms:
-            row["train/gradient_norm"] = sum(self.gradient_norms) / len(self.gradient_norms)
+        kept = {"train/loss": self.losses, "train/gradient_norm": self.gradient_norms}
+        row: MetricRow = {name: sum(values) / len(values) for name, values in kept.items() if values}
         if self.scaler is not None:
             row |= {"train/loss_scale": self.scaler.get_scale(), "train/skipped_steps": self.skipped}
-        self.losses.clear()
-        self.gradient_norms.clear()
-        self.skipped = 0
+        self.losses, self.gradient_norms, self.skipped = [], [], 0
         return row
 
     def is_best(self) -> bool:
@@ -138,23 +122,11 @@ class State:
         )
 
     def saved(self) -> dict[str, Any]:
-        """Plain values and tensors. The tensors are not copies, so training keeps changing them.
-
-        Sharded tensors are gathered on the leading rank only, so that any number of ranks can resume from them.
-        """
-        values: dict[str, Any] = gathered(
-            {
-                "model": dict(self.model.state_dict()),
-                "optimiser": self.optimiser.state_dict(),
-                "rows": self.rows,
-                "found": self.found,
-                "losses": self.losses,
-                "gradient_norms": self.gradient_norms,
-                "scaler": None if self.scaler is None else self.scaler.state_dict(),
-                "skipped": self.skipped,
-            }
-        )
-        return values
+        """Plain values and tensors, which training keeps changing; sharded ones whole, and on the leading rank only."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        values |= {"model": dict(self.model.state_dict()), "optimiser": self.optimiser.state_dict()}
+        values |= {"scaler": None if self.scaler is None else self.scaler.state_dict()}
+        return gathered(values)  # type: ignore[no-any-return]  # as deep as what it is given
 
     @torch.no_grad()
     def load(self, saved: dict[str, Any]) -> None:
@@ -162,17 +134,11 @@ class State:
         for name, own in self.model.state_dict().items():
             own.copy_(distributed_like(saved["model"][name], own))
         params = [param for group in self.optimiser.param_groups for param in group["params"]]
-        moments = {
-            number: {
-                name: distributed_like(value, params[number]) if isinstance(value, Tensor) else value
-                for name, value in of_one.items()
-            }
-            for number, of_one in saved["optimiser"]["state"].items()
-        }
+        states = saved["optimiser"]["state"].items()
+        moments = {each: tree_map_only(Tensor, partial(distributed_like, like=params[each]), of) for each, of in states}
         self.optimiser.load_state_dict(saved["optimiser"] | {"state": moments})
-        self.step, self.rows, self.found = saved["step"], saved["rows"], saved["found"]
-        self.losses, self.gradient_norms = saved["losses"], saved["gradient_norms"]
-        self.skipped = saved["skipped"]
+        for name in ("step", *_PLAIN):
+            setattr(self, name, saved[name])
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
 
@@ -196,8 +162,7 @@ def best_step(rows: Sequence[MetricRow], metric: str | None) -> int | None:
 def learning_rate_at(step: int, recipe: Recipe) -> float:
     """The rate of the update after `step` completed ones.
 
-    It rises to `learning_rate` over `warmup_steps`. Then it falls to 0 at `num_steps` along a line or along half a
-    cosine.
+    It rises to `learning_rate` over `warmup_steps`, then falls to 0 at `num_steps` along a line or half a cosine.
     """
     peak, num_steps = recipe.learning_rate, recipe.num_steps
     if step < recipe.warmup_steps:

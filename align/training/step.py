@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -36,52 +35,39 @@ from align.training.ranks.sharding import local, norms
 
 #: On a CPU the towers process a batch in parts of this many samples, so that activations stay near the cache.
 CPU_PAIRS_AT_ONCE = 64
-
 #: On a GPU, where a small part costs little, the texts of a share are divided into so many parts, by length.
 GPU_TEXT_PARTS = 4
-
 #: Autocast's type by `precision`; it is off for float32.
 _AUTOCAST = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 #: (P,) rows of the share, and the function that encodes them to (P, D).
 TowerPart = tuple[Tensor, Callable[[], Tensor]]
 
 
 class Gradients(NamedTuple):
-    """Scalars on the device; nobody has waited for them.
-
-    Attributes:
-        loss: of the global batch.
-        norm: of the gradients before clipping; inf or NaN if they overflowed.
-    """
+    """Scalars on the device, for which nobody has waited: the global batch's loss, gradients' norm before clipping."""
 
     loss: Tensor
     norm: Tensor
 
 
 def compute_gradients(
-    model: DualEncoder, recipe: Recipe, ranks: Ranks, batch: Batch,
-    scaling: tuple[GradScaler, Optimizer] | None = None,
-) -> Gradients:  # fmt: skip
+    model: DualEncoder, recipe: Recipe, ranks: Ranks, batch: Batch, scaling: tuple[GradScaler, Optimizer] | None = None
+) -> Gradients:
     """Sets every parameter's `grad` to the gradient of the global batch's loss, the same on all ranks.
 
-    On a GPU the host waits for nothing here: not for a value, nor for a copy.
+    On a GPU the host waits for nothing here: not for a value, nor for a copy. What is returned may be inf or NaN, see
+    `align.training.state`.
 
     Args:
         model: in training mode.
         recipe: `micro_batch`, precision, label smoothing and clipping.
-        ranks: the other processes.
         batch: this rank's share, on any device.
         scaling: of float16: multiplies the loss, and divides the gradients of the optimiser's parameters at the end.
-
-    Returns:
-        The loss, and the norm of the gradients before `clip_norm` is applied. Neither has to be finite, see
-        `align.training.state`.
     """
     model.zero_grad(set_to_none=True)
     size = part_size(model, recipe, ranks.device, len(batch.images))
     parts = (
-        _image_parts(model, batch.images, batch.draws, size, ranks.device),
+        _image_parts(model, batch, size, ranks.device),
         _text_parts(model, batch.tokens, text_part_size(recipe, size, ranks.device), ranks.device),
     )
     precise = autocast(recipe, ranks.device)
@@ -123,12 +109,9 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 def _finished_in_order(model: DualEncoder) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Parameters of the image tower, of the text tower, and of neither, each as a backward pass finishes them."""
-    image: list[nn.Parameter] = []
-    text: list[nn.Parameter] = []
-    scalars: list[nn.Parameter] = []
-    for name, param in model.named_parameters():
-        (image if name.startswith("vision_") else text if name.startswith("text_") else scalars).append(param)
-    return image[::-1], text[::-1], scalars
+    named = [*model.named_parameters()]
+    image, text = ([param for name, param in named if name.startswith(tower)] for tower in ("vision_", "text_"))
+    return image[::-1], text[::-1], [param for name, param in named if not name.startswith(("vision_", "text_"))]
 
 
 def _loss(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ranks: Ranks) -> Tensor:
@@ -137,18 +120,13 @@ def _loss(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ran
     Of k groups each has every k-th pair of the global batch, whatever the number of ranks: k divides a rank's share.
     """
     image_embeds_BD, text_embeds_BD = embeds
-    if recipe.loss == "align":
-        groups = recipe.num_groups
-        losses = [
-            align_loss(
-                image_embeds_BD[first::groups], text_embeds_BD[first::groups], model.temperature,
-                recipe.label_smoothing, peers=ranks,
-            )
-            for first in range(groups)
-        ]  # fmt: skip
-        return torch.stack(losses).mean()
-    assert model.logit_bias is not None  # `run` requires it
-    return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)
+    if recipe.loss == "sigmoid":
+        assert model.logit_bias is not None  # `run` requires it
+        return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)
+    groups = [slice(first, None, recipe.num_groups) for first in range(recipe.num_groups)]
+    embeds_of = ((image_embeds_BD[group], text_embeds_BD[group]) for group in groups)
+    losses = [align_loss(*some, model.temperature, recipe.label_smoothing, peers=ranks) for some in embeds_of]
+    return torch.stack(losses).mean()
 
 
 def _clipped(model: DualEncoder, clip_norm: float | None) -> Tensor:
@@ -169,38 +147,33 @@ def part_size(model: DualEncoder, recipe: Recipe, device: torch.device, share: i
 
 
 def text_part_size(recipe: Recipe, size: int, device: torch.device) -> int:
-    """Texts of similar length that are encoded at a time, where a part has at most `size` samples.
-
-    With sharded weights each part gathers them again, so the texts of a share stay together.
-    """
+    """Texts of similar length that are encoded at a time, where a part has at most `size` samples."""
+    # with sharded weights each part gathers them again, so the texts of a share stay together
     if device.type == "cpu" or recipe.micro_batch is not None or recipe.shard_weights:
         return size
     return max(1, -(-size // GPU_TEXT_PARTS))
 
 
-def _image_parts(
-    model: DualEncoder, images_BHWC: Tensor, draws_BK: Tensor, size: int, device: torch.device
-) -> list[TowerPart]:
-    def encode(rows: slice) -> Tensor:
-        return model.encode_image(to_pixels(_there(images_BHWC[rows], device)), _there(draws_BK[rows], device))
+def _image_parts(model: DualEncoder, batch: Batch, size: int, device: torch.device) -> list[TowerPart]:
+    def encode(images_PHWC: Tensor, draws_PK: Tensor) -> Tensor:
+        return model.encode_image(to_pixels(_there(images_PHWC, device)), _there(draws_PK, device))
 
-    num = len(images_BHWC)
-    parts = [slice(start, min(start + size, num)) for start in range(0, num, size)]
-    return [(torch.arange(rows.start, rows.stop), partial(encode, rows)) for rows in parts]
+    whole = (torch.arange(len(batch.images)), batch.images, batch.draws)
+    parts = zip(*(torch.split(each, size) for each in whole), strict=True)
+    return [(rows_P, partial(encode, images, draws)) for rows_P, images, draws in parts]
 
 
 def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.device) -> list[TowerPart]:
     """Texts of similar length share a part, which saves padding."""
     ids_BT, lengths_B = _there(tokens.ids, device), _there(torch.from_numpy(tokens.lengths), device)
 
-    def encode(rows: NDArray[np.int64]) -> Tensor:
-        rows_P, longest = _there(torch.from_numpy(rows), device), int(tokens.lengths[rows].max())
+    def encode(rows_P: Tensor) -> Tensor:
+        longest, rows_P = int(tokens.lengths[rows_P.numpy()].max()), _there(rows_P, device)
         mask_PT = torch.arange(longest, device=device) < lengths_B[rows_P, None]
         return model.encode_text(ids_BT[rows_P, :longest], mask_PT)
 
-    order_B = np.argsort(tokens.lengths, kind="stable")
-    parts = [order_B[start : start + size] for start in range(0, len(order_B), size)]
-    return [(torch.from_numpy(rows), partial(encode, rows)) for rows in parts]
+    order_B = torch.from_numpy(np.argsort(tokens.lengths, kind="stable"))
+    return [(rows_P, partial(encode, rows_P)) for rows_P in torch.split(order_B, size)]
 
 
 def _encode(parts: Sequence[TowerPart]) -> Tensor:

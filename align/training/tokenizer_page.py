@@ -17,12 +17,7 @@ def write_page(
 ) -> None:
     """Writes report.html, and its figure as lengths.png.
 
-    Args:
-        metrics: of the report.
-        pieces: of the vocabulary -> how often each occurs in the texts.
-        lengths: tokens of a text -> texts.
-        max_tokens: longer texts are cut.
-        to: the folder.
+    `pieces` says how often each of the vocabulary occurs in the texts, `lengths` how many texts have so many tokens.
     """
     width = -(-max(lengths) // _MOST_BARS)
     counts, kept = ([0] * (max(lengths) // width + 1) for _ in range(2))

@@ -1,18 +1,17 @@
 """From a plan to trained weights (paper section 5), the same for pre-training and fine-tuning.
 
 `run` starts the ranks, each of which is a `train_rank`; `train` is the loop. Checkpoints are written only after whole
-steps, and everything else is a function of the step, so a resumed run's bytes equal an uninterrupted one's. A finished
-run only returns its result.
+steps, and everything else is a function of the step, so a resumed run's bytes equal an uninterrupted one's.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,22 +46,13 @@ _SPEED = "speed.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        rows: all rows of metrics.
-        found: what some texts found at each validation.
-        step: the one that the model is of.
-        pairs_per_s: over the steps of the last process that trained.
-        accepted_code_changes: reasons given by people, see `CheckpointFolder.adopt`.
-    """
+    """A finished run: its model after `step`, in evaluation mode and on the CPU, and all rows of metrics."""
 
     model: DualEncoder
     rows: list[MetricRow]
     step: int
-    pairs_per_s: float
-    accepted_code_changes: list[str]
+    pairs_per_s: float  # of the last process that trained
+    accepted_code_changes: list[str]  # see `CheckpointFolder.adopt`
     found: Found = field(default_factory=dict)
 
 
@@ -76,8 +66,7 @@ def run(plan: TrainingPlan) -> Trained | None:
         StoppedError: SIGTERM came.
         TrainingError: a rank died, another signal came, or the loss became non-finite.
     """
-    recipe, infrastructure, folder = plan.recipe, plan.infrastructure, plan.folder()
-    cluster, place = infrastructure.cluster, infrastructure.place
+    recipe, folder, cluster, place = plan.recipe, plan.folder(), plan.infrastructure.cluster, plan.infrastructure.place
     num_nodes = cluster.num_nodes if cluster and place is None else 1
     num_processes = place.world_size if place else recipe.num_processes or default_processes(
         recipe.batch_size // num_nodes, plan.model.batch_norm_group, cores()
@@ -88,7 +77,7 @@ def run(plan: TrainingPlan) -> Trained | None:
             _find_checkpoint(plan, folder)
         others_wait = num_nodes > 1 or place is not None
         if others_wait or folder.steps()[-1:] != [recipe.num_steps]:
-            launch(functools.partial(train_rank, plan), num_processes, recipe.num_threads, cluster, place=place)
+            launch(partial(train_rank, plan), num_processes, recipe.num_threads, cluster, place=place)
         return _result(plan, folder) if plan.leads else None
 
 
@@ -113,8 +102,14 @@ def train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
         state = new_state(model, recipe)
         if saved is not None:
             state.load(saved)
-        if ranks.leads:
-            _say_what_begins(plan, ranks, state)
+        if ranks.leads and state.step:
+            say(f"{recipe.section}: resuming from step {state.step:,} in {plan.folder().directory}")
+        elif ranks.leads:
+            num_params = sum(param.numel() for param in model.parameters())
+            say(
+                f"{recipe.section}: {num_params / 1e6:.2f} M parameters, {plan.data.train.num_images:,} images, "
+                f"{recipe.num_steps:,} steps of {recipe.batch_size} on {ranks.world_size} x {ranks.device.type}"
+            )
         ranks.barrier()
         train(plan, ranks, state)
 
@@ -134,11 +129,12 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
     samples, tokenizer = plan.sources(), plan.tokenizer()
     loader = _loader(plan, ranks, state.model, samples, tokenizer)
     watch = Watch(plan, ranks, state, loader)
-    validate = functools.partial(measure, state, samples, tokenizer, ranks, plan.monitoring.validation)
+    validate = partial(measure, state, samples, tokenizer, ranks, plan.monitoring.validation)
     with stop_requested() as stopped, watch.live(), ExitStack() as stack:
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
-        for split in samples.all():
-            split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
+        for split in (samples.val, *(split for split, _ in samples.mixed)):
+            if split is not None:
+                split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
         state.model.train()
         for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
             state.optimiser.set_learning_rate(learning_rate_at(state.step, recipe))
@@ -170,18 +166,6 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
         write_text(folder.directory / _SPEED, json.dumps(round(watch.pairs_per_s(), 1)))
 
 
-def _say_what_begins(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
-    recipe = plan.recipe
-    if state.step:
-        say(f"{recipe.section}: resuming from step {state.step:,} in {plan.folder().directory}")
-        return
-    num_params = sum(param.numel() for param in state.model.parameters())
-    say(
-        f"{recipe.section}: {num_params / 1e6:.2f} M parameters, {plan.data.train.num_images:,} images, "
-        f"{recipe.num_steps:,} steps of {recipe.batch_size} on {ranks.world_size} x {ranks.device.type}"
-    )
-
-
 class Due(NamedTuple):
     """What follows a step, besides the next one."""
 
@@ -192,18 +176,16 @@ class Due(NamedTuple):
     @classmethod
     def after(cls, step: int, plan: TrainingPlan) -> Due:
         """All of them after the last step. Without anything to measure on there is no validation before it."""
-        recipe, done = plan.recipe, step == plan.recipe.num_steps
-        measures = plan.data.val.num_images > 0 or plan.monitoring.validation is not None
-        return cls(
-            row=done or step % recipe.log_every_steps == 0,
-            validation=done or (measures and step % recipe.validate_every_steps == 0),
-            checkpoint=done or step % recipe.checkpoint_every_steps == 0,
-        )
+        recipe, measures = plan.recipe, plan.data.val.num_images > 0 or plan.monitoring.validation is not None
+        if step == recipe.num_steps:
+            return cls(row=True, validation=True, checkpoint=True)
+        each = recipe.log_every_steps, recipe.validate_every_steps, recipe.checkpoint_every_steps
+        row, validation, checkpoint = (step % steps == 0 for steps in each)
+        return cls(row, validation and measures, checkpoint)
 
 
 def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool) -> None:
-    """Writes a checkpoint; all ranks gather what is sharded, and the leading one has it."""
-    values = state.saved()
+    values = state.saved()  # all ranks gather what is sharded, and the leading one has it
     if ranks.leads:
         folder.save(state.step, values, best=best)
 
@@ -213,7 +195,7 @@ def _loader(
 ) -> TrainLoader:
     recipe = plan.recipe
     return TrainLoader(
-        [(samples.train, 1.0), *samples.extra],
+        samples.mixed,
         Augmentation(
             tokenizer, plan.model.image_px, model.vision_model.num_blocks, recipe.flip, recipe.crop_scale,
             recipe.phrase_dropout, recipe.sentence_share,
@@ -225,13 +207,9 @@ def _loader(
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM came. Outside the main thread no signal handler is set."""
+    """Yields a function that says whether SIGTERM came."""
     received: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    except ValueError:  # not the main thread
-        yield lambda: False
-        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
         yield lambda: bool(received)
     finally:
@@ -275,26 +253,26 @@ def require_best(rows: Sequence[MetricRow], recipe: Recipe) -> int:
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
     """Raises ConfigError if values of the recipe contradict each other, the model, the launcher or this machine."""
-    place = plan.infrastructure.place
+    recipe, place = plan.recipe, plan.infrastructure.place
     here = place.local_world_size if place else num_processes
-    if place and plan.recipe.num_processes not in (None, 1, here):
+    if place and recipe.num_processes not in (None, 1, here):
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started {here} ranks "
-            "on this machine; null takes them"
+            f"{recipe.section}.num_processes {recipe.num_processes}: the launcher has started {here} ranks on this "
+            "machine; null takes them"
         )
-    if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
+    if wrong := recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     shown_its_own = place and gpus == 1  # as `srun --gpus-per-task=1` does
     if gpus and not shown_its_own and here > gpus:
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {here}: each trains on a GPU of its own, and "
-            f"this machine has {gpus}; null takes as many as the batch divides into"
+            f"{recipe.section}.num_processes {here}: each trains on a GPU of its own, and this machine has {gpus}; "
+            "null takes as many as the batch divides into"
         )
-    require_compiler(plan.recipe)
+    require_compiler(recipe)
     require_size(plan.model)
     if plan.leads and plan.inputs.initial is None and not plan.folder().steps():
-        require_given(plan.model, plan.recipe, plan.vocab_size, plan.tokenizer())
+        require_given(plan.model, recipe, plan.vocab_size, plan.tokenizer())
 
 
 def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
@@ -310,8 +288,7 @@ def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
                 text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
             )  # fmt: skip
         if first and names_of(recipe):
-            given = given_weights(model, recipe, plan.tokenizer())
-            model.load_state_dict(given, strict=False)
+            model.load_state_dict(given_weights(model, recipe, plan.tokenizer()), strict=False)
     model.lock(recipe.locked)
     model.log_temperature.requires_grad_(recipe.learn_temperature)
     return model
@@ -324,11 +301,7 @@ def start_alike(model: DualEncoder, ranks: Ranks) -> None:
 
 
 def _newest(plan: TrainingPlan, ranks: Ranks) -> dict[str, Any] | None:
-    """The newest checkpoint that all ranks have: each reads it itself, so nothing of it travels among them.
-
-    Raises:
-        TrainingError: some machines have none, and others have one.
-    """
+    """Loads the newest checkpoint that all ranks have, each by itself. Raises TrainingError: some have none at all."""
     folder = plan.folder()
     if not plan.leads:  # the leading machine has fetched it before
         folder.fetch()

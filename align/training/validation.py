@@ -1,11 +1,6 @@
-"""What a run measures of its model now and then: recall on the validation split, and signs of a collapse.
-
-Recall on the validation split, which all ranks share, is a cheap check of progress, not the evaluation.
-"""
+"""What a run measures of its model now and then, a cheap check: recall on the validation split, signs of a collapse."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,37 +14,32 @@ from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
 from align.training.batches.samples import SampleSources, SplitSamples
+from align.training.plan import Validation
 from align.training.ranks.process_group import Ranks
+from align.training.ranks.sharding import is_sharded
 from align.training.state import MetricRow, State
 from align.training.step import autocast
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_AT_ONCE at a time.
 STATISTICS_IMAGES, STATISTICS_AT_ONCE = 1024, 64
-
 #: At most this many images of the split are used.
 MAX_IMAGES = 500
-
 #: Number of training images on which batch-norm's gap is measured.
 _GAP_IMAGES = 64
-
 RECALL_AT = (1, 5, 10)
-
 #: Texts whose answers are kept, and images of an answer.
 NUM_ASKED, NUM_FOUND = 10, 5
-
-#: Measures a model on evaluation sets; all ranks call it, and get the same.
-Validation = Callable[[DualEncoder, TextTokenizer, Ranks], MetricRow]
 
 
 def measure(
     state: State, samples: SampleSources, tokenizer: TextTokenizer, ranks: Ranks, validation: Validation | None
 ) -> MetricRow:
-    """The metrics of a validation, the same on all ranks; `state.found` gets what some texts found.
+    """Measures a model, the same on all ranks, after an estimate of batch-norm's statistics; adds to `state.found`.
 
-    Batch-norm's running statistics are estimated first, as an exported model has them. With sharded weights each rank
-    embeds everything: there every forward pass is one of all ranks. Otherwise they divide it.
+    With sharded weights each rank embeds everything: there every forward pass is one of all ranks.
     """
-    among, model = ranks.alone() if state.sharded else ranks, state.model
+    model = state.model
+    among = Ranks(0, 1, ranks.device) if is_sharded(model) else ranks
     with as_written(), autocast(state.recipe, ranks.device):
         refresh_statistics(model, samples.train, among)
         metrics: MetricRow = {**batch_norm_gap(model, samples.train, ranks.device)}
@@ -64,23 +54,25 @@ def measure(
 def refresh_statistics(model: DualEncoder, samples: SplitSamples, ranks: Ranks) -> None:
     """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split.
 
-    Args:
-        model: its statistics are set, on every rank.
-        samples: of the training split.
-        ranks: those that divide the images among themselves; all of them call this.
+    All ranks call this, divide the images among themselves, and have the same statistics.
     """
     if model.locked == "image":  # its statistics came with its weights
         return
     group = model.config.batch_norm_group
-    count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
-    chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
-    part = max(group, STATISTICS_AT_ONCE // group * group)
+    chosen, part = _spread(samples, STATISTICS_IMAGES, group), max(group, STATISTICS_AT_ONCE // group * group)
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
-    batches = (
-        to_pixels(np.stack([*samples.centre_crops(rows, model.config.image_px)])).to(ranks.device)
-        for rows in parts[ranks.rank :: ranks.world_size]
-    )
+    batches = (_pixels(model, samples, rows).to(ranks.device) for rows in parts[ranks.rank :: ranks.world_size])
     estimate_statistics(model.vision_model, batches, ranks.sum if ranks.world_size > 1 else None)
+
+
+def _spread(samples: SplitSamples, most: int, group: int) -> NDArray[np.int64]:
+    """At most `most` samples, evenly spread over the split: whole groups of batch-norm, if there are so many."""
+    count = max(min(samples.num_images, most) // group * group, min(samples.num_images, group))
+    return np.linspace(0, samples.num_images - 1, count).astype(np.int64)
+
+
+def _pixels(model: DualEncoder, samples: SplitSamples, rows: NDArray[np.int64]) -> Tensor:
+    return to_pixels(np.stack([*samples.centre_crops(rows, model.config.image_px)]))
 
 
 def effective_rank(embeds_ND: Tensor) -> float:
@@ -93,11 +85,7 @@ def effective_rank(embeds_ND: Tensor) -> float:
     gram = centred_ND.T @ centred_ND if width <= num else centred_ND @ centred_ND.T  # the smaller of (D, D), (N, N)
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     total = float(values.sum())
-    if total <= 1e-12 * num:
-        return 1.0
-    shares = values / total
-    shares = shares[shares > 1e-12]
-    return float((-(shares * shares.log()).sum()).exp())
+    return float(torch.special.entr(values / total).sum().exp()) if total > 1e-12 * num else 1.0
 
 
 def possible_rank(model: DualEncoder, num_images: int) -> int:
@@ -108,17 +96,10 @@ def possible_rank(model: DualEncoder, num_images: int) -> int:
 def validate(
     model: DualEncoder, samples: SplitSamples, tokenizer: TextTokenizer, ranks: Ranks
 ) -> tuple[dict[str, float], list[list[int]]]:
-    """Recall@1, @5 and @10 in both directions over the first images of the split and all their texts.
+    """Measures recall@1, @5 and @10 in both directions over the first images of the split and all their texts.
 
-    Args:
-        model: as it would be exported.
-        samples: the split.
-        tokenizer: of the texts.
-        ranks: those that divide the images among themselves; all of them call this.
-
-    Returns:
-        The metrics; and for the first text of some images, always the same: the image, then the nearest ones. The same
-        on every rank.
+    All ranks call this, divide the images among themselves, and get the same: the metrics; and for the first text of
+    some images, always the same, the image, then the nearest ones.
     """
     chosen = np.arange(min(samples.num_images, MAX_IMAGES), dtype=np.int64)
     mine = np.array_split(chosen, ranks.world_size)[ranks.rank]
@@ -126,22 +107,15 @@ def validate(
     for sample, of in zip(mine.tolist(), samples.texts_of(mine), strict=True):
         texts += of
         owners += [sample] * len(of)
-    was_training = model.training
-    embedder = Embedder(model, tokenizer)
-    shown = (
-        embedder.embed_pixels(samples.centre_crops(mine, model.config.image_px)),
-        embedder.embed_texts(texts),
-        np.array(owners, dtype=np.int64),
-    )
+    was_training, embedder = model.training, Embedder(model, tokenizer)
+    image_embeds = embedder.embed_pixels(samples.centre_crops(mine, model.config.image_px))
+    shown = (image_embeds, embedder.embed_texts(texts), np.array(owners, dtype=np.int64))
     model.train(was_training)
     images, of_texts, owner = (ranks.gather_rows(torch.from_numpy(rows)) for rows in shown)
     similarity = images.numpy() @ of_texts.numpy().T
     relevant = chosen[:, None] == owner.numpy()[None, :]
     metrics = {"val/effective_rank": effective_rank(images)}
-    for name, scores, right in (
-        ("image_to_text", similarity, relevant),
-        ("text_to_image", similarity.T, relevant.T),
-    ):
+    for name, scores, right in (("image_to_text", similarity, relevant), ("text_to_image", similarity.T, relevant.T)):
         for k in RECALL_AT:
             metrics[f"val/{name}/recall@{k}"] = recall_at(scores, right, k)
     asked = np.unique(np.linspace(0, len(chosen) - 1, NUM_ASKED).astype(np.int64))
@@ -152,19 +126,10 @@ def validate(
 
 @torch.no_grad()
 def batch_norm_gap(model: DualEncoder, samples: SplitSamples, device: torch.device) -> dict[str, float]:
-    """Mean of 1 - cosine between the embeddings of training images by batch statistics and by running statistics.
-
-    Large if the running statistics differ from those in training (the gap between train and eval mode). Empty if the
-    tower is locked, which is always in eval mode.
-    """
+    """Mean of 1 - cosine between embeddings of training images by batch and by running statistics; not if locked."""
     if model.locked == "image":
         return {}
-    group = model.config.batch_norm_group
-    count = min(samples.num_images, max(group, _GAP_IMAGES // group * group))
-    if count > group:
-        count -= count % group
-    chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
-    pixels = to_pixels(np.stack([*samples.centre_crops(chosen, model.config.image_px)])).to(device)
+    pixels = _pixels(model, samples, _spread(samples, _GAP_IMAGES, model.config.batch_norm_group)).to(device)
     was_training = model.training
     by_batch = model.train().encode_image(pixels)
     by_running = model.eval().encode_image(pixels)

@@ -1,7 +1,7 @@
 """What is drawn at random for each sample: its crop, its text, and the numbers for stochastic depth.
 
-Some texts lose some of their phrases, some are put into a sentence; the paper has neither. Lists of tags are learned by
-heart, and hold no articles; people search by a word or two, or by "a cat".
+The paper leaves texts whole. Lists of tags are learned by heart, and hold no articles; people search by a word or two,
+or by "a cat": so some texts lose some of their phrases, and some are put into a sentence.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from align.statistics.randomness import Purpose, uniforms
 
 #: Phrase dropout chooses among at most this many phrases; the paper's text tower reads 64 tokens.
 MAX_PHRASES = 32
-
 #: Separators of phrases: Latin and CJK punctuation and brackets.
 PHRASE_ENDS = re.compile(r"[:,;.|/()\[\]\u2013\u2014\u3001\u3002\uff0c\uff1a\uff1b\uff08\uff09\u30fb]+")
-
 #: Sentences around a text, as zero-shot prompts have them: articles alone, and with what a picture is called.
 SENTENCES = (
     "a {}", "an {}", "the {}", "this is a {}", "a photo of a {}", "a picture of a {}", "a picture of the {}",
@@ -38,10 +36,8 @@ class Augmentation:
     """What is drawn for each sample, and what becomes of its text.
 
     Attributes:
-        tokenizer: of the texts.
         image_px: side of the random crop.
         num_draws: numbers per sample for stochastic depth.
-        flip: whether half of the images are mirrored.
         crop_scale: smallest and largest side of the crop, relative to `image_px`, to which it is resized.
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
@@ -82,7 +78,7 @@ class Augmentation:
 
 
 def in_sentence(text: str, share: float, draws: NDArray[np.float64]) -> str:
-    """Puts a text into one of `SENTENCES` with probability `share`; `draws` are two uniform numbers in [0, 1)."""
+    """Puts a text into one of `SENTENCES` with probability `share`, by two uniform numbers in [0, 1)."""
     if not share or draws[0] >= share:
         return text
     return SENTENCES[int(draws[1] * len(SENTENCES))].format(text)
@@ -91,11 +87,8 @@ def in_sentence(text: str, share: float, draws: NDArray[np.float64]) -> str:
 def some_phrases(text: str, share: float, draws: NDArray[np.float64]) -> str:
     """Keeps, with probability `share`, only some phrases, in random order; their number is uniform from 1 to all.
 
-    Args:
-        text: any; punctuation separates phrases, so "dog face: animal, dog" has three.
-        share: 0 keeps every text whole.
-        draws: (2 + MAX_PHRASES,) uniform numbers in [0, 1), unused if `share` is 0. Phrases beyond MAX_PHRASES are
-            dropped.
+    Punctuation separates phrases, so "dog face: animal, dog" has three; those beyond MAX_PHRASES are dropped. `draws`
+    are (2 + MAX_PHRASES,) uniform numbers in [0, 1), unused if `share` is 0.
     """
     if not share or draws[0] >= share:
         return text

@@ -1,7 +1,4 @@
-"""A batch, and its way to a GPU: the copies of the next one run on a stream of their own, beside the step's kernels.
-
-A batch is a function of its step alone, so a run that ends between a copy and its step loses nothing.
-"""
+"""A batch, and its way to a GPU: the copies of the next one run on a stream of their own, beside the step's kernels."""
 
 from __future__ import annotations
 
@@ -18,12 +15,7 @@ from align.model.tokenizer import pad
 
 
 class Tokens(NamedTuple):
-    """The texts of a batch for the text tower.
-
-    Attributes:
-        ids: (B, T) int64, padded to the longest.
-        lengths: (B,) int64, on the host, so that nothing waits for a GPU to tell them.
-    """
+    """Texts for the text tower: (B, T) int64 ids, padded to the longest, and (B,) int64 lengths, always on the host."""
 
     ids: Tensor
     lengths: NDArray[np.int64]
@@ -41,9 +33,8 @@ class Batch:
 
     Attributes:
         images: (B, H, W, 3) uint8, a quarter of the size of float32.
-        texts: B texts; text i belongs to image i.
+        texts, tokens: text i belongs to image i.
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
-        tokens: of the texts.
         num_quarantined: rows in which another sample replaces one that cannot be read.
     """
 
@@ -64,10 +55,7 @@ class Batch:
 
 
 def one_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch]:
-    """Yields batches of pinned memory on a GPU; by then the next one's copies have been started, and no more.
-
-    For a CPU the batches pass as they are, and none is read ahead.
-    """
+    """Yields batches of pinned memory on a GPU, when the next one's copies have been started; for a CPU as they are."""
     if device.type == "cpu":
         yield from batches
         return

@@ -1,7 +1,4 @@
-"""Where the samples of a split are stored. A tar's index is read when it is needed: those of a rank's current block.
-
-As Python tuples the offsets would take 307 bytes per image. This also keeps the plan that is sent to the ranks small.
-"""
+"""Where the samples of a split are stored. A tar's index is read when it is needed, so plans for ranks are small."""
 
 from __future__ import annotations
 
@@ -23,7 +20,6 @@ class SplitIndex:
     """Where the samples of a split are stored. Picklable: 300 bytes per shard.
 
     Attributes:
-        manifest: path of the manifest.
         shards: absolute paths of the tars, or URIs.
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
@@ -41,10 +37,7 @@ class SplitIndex:
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
-        """Makes the index of a split from the manifest in a folder; `tars` has the tars that are missing there.
-
-        Raises DataError: a tar is missing from the folder, and `tars` is None.
-        """
+        """Makes a split's index from a folder's manifest. Raises DataError: a tar is neither there nor in `tars`."""
 
         def uri(row: Shard) -> str:
             if tars is not None and not (folder / row.path).is_file():
@@ -53,12 +46,11 @@ class SplitIndex:
 
         rows = manifest.splits[name].shards if name in manifest.splits else ()
         return cls(
-            manifest=str((folder / MANIFEST).resolve()),
-            shards=tuple(row.given or uri(row) for row in rows),
-            counts=np.array([row.num_images for row in rows], dtype=np.int64),
-            indexes=tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows),
+            str((folder / MANIFEST).resolve()), tuple(row.given or uri(row) for row in rows),
+            np.array([row.num_images for row in rows], dtype=np.int64),
+            tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows),
             given=manifest.left_out is not None,
-        )
+        )  # fmt: skip
 
     @property
     def num_images(self) -> int:
@@ -73,8 +65,7 @@ class SplitIndex:
     def read_offsets(self, shard: int) -> NDArray[np.int64]:
         """(n, 4) for the n samples of one shard: picture's offset and bytes, then its texts' (a json; or as `given`).
 
-        Raises:
-            CorruptError: the tar's index is missing, damaged, or was replaced since.
+        Raises CorruptError: the tar's index is missing, damaged, or was replaced since.
         """
         path, sha256 = self.indexes[shard]
         offsets = read_offsets(Path(path), sha256)

@@ -1,14 +1,13 @@
 """Training batches, each a pure function of its step, prepared ahead in threads.
 
 Each epoch draws one of an image's texts; the last, incomplete batch of an epoch is dropped. A rank takes a contiguous
-part of every batch, so the global batch is the same for any number of ranks and threads, and resuming needs no saved
-state. One thread plans what to read (offsets, the order of a new block), several read from the object store, and
-several decode, crop and tokenise, mostly without the GIL. A thread never waits for another one of its own pool.
+part of every batch, so the global batch is the same for any number of ranks and threads. One thread plans what to read
+(offsets, the order of a new block), several read from the object store, and several decode, crop and tokenise, mostly
+without the GIL. A thread never waits for another one of its own pool.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -46,13 +45,9 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Part:
-    """R rows of a batch that come from one epoch of one source.
+    """R rows of a batch that come from one epoch of one source, and (R,) their positions there.
 
-    Attributes:
-        rows: of the rank's share.
-        samples: their numbers in the source.
-        reads: what is being read from the object store, by the sample's number.
-        positions: (R,) in the epoch.
+    `rows` are of the rank's share, `samples` their numbers in the source, some of which `reads` gets from the store.
     """
 
     source: _Source
@@ -85,22 +80,14 @@ class _Unfinished:
 
 
 class TrainLoader:
-    """Training batches.
+    """Prepares one rank's part of each global batch, from splits with their weights.
 
-    Args:
-        sources: splits with their weights.
-        augmentation: what is drawn for each sample.
-        seed: of the run.
-        batch_size: of the global batch.
-        rank, world_size: select this process's part of each batch.
-        pin: whether batches lie in page-locked memory, from which a GPU copies while the host works.
+    With `pin` batches lie in page-locked memory, from which a GPU copies while the host works. Raises ConfigError: a
+    split has fewer images than its share of one batch.
 
     Attributes:
         wait_s: seconds that `batches` has kept its caller waiting.
         num_quarantined: rows so far in which another sample replaced an unreadable one, on this rank since it started.
-
-    Raises:
-        ConfigError: a split has fewer images than its share of one batch.
     """
 
     def __init__(
@@ -114,7 +101,7 @@ class TrainLoader:
         self._mixture = Mixture(seed, [weight for _, weight in sources])
         self._sources = _sources([samples for samples, _ in sources], self._mixture.shares, seed, batch_size)
         self.wait_s, self.num_quarantined = 0.0, 0
-        self._lock, self._reported = threading.Lock(), set[str]()
+        self._reported: dict[str, CorruptError] = {}
 
     def batches(self, first_step: int, num_steps: int) -> Generator[Batch]:
         """The batches of steps `first_step` to `num_steps`, counted from 0 over all epochs; AHEAD are in preparation.
@@ -195,23 +182,19 @@ class TrainLoader:
         except CorruptError as error:
             if samples.on_corrupt == "stop":
                 raise
-            self._report(str(error))
+            self._report(error)
         for other in part.source.order.replacements(part.epoch, int(part.positions[index])).tolist():
             try:
                 return *samples.load(other, scratch=scratch), True
             except CorruptError as error:
-                self._report(str(error))
+                self._report(error)
         raise CorruptError(
             f"{samples.index.manifest}: {MAX_REPLACEMENTS} samples of one block cannot be read; run `align shard` again"
         )
 
-    def _report(self, error: str) -> None:
+    def _report(self, error: CorruptError) -> None:
         """Reports, once per tar, that it has samples which cannot be read."""
-        tar = error.partition(": sample ")[0]
-        with self._lock:
-            known = tar in self._reported
-            self._reported.add(tar)
-        if not known:
+        if self._reported.setdefault(str(error).partition(": sample ")[0], error) is error:
             say(f"quarantined; other samples replace those of this tar that cannot be read: {error}")
 
 

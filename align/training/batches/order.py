@@ -2,8 +2,7 @@
 
 The shards of a split are concatenated in random order and cut into blocks of equal size; each block is shuffled as a
 whole. So a batch reads from the shards of one block only, whose indexes fit into memory, and each sample of a block is
-equally likely at each position of the block. A split that fits into one block is shuffled as a whole. The paper says
-nothing about order.
+equally likely at each position of the block. The paper says nothing about order.
 
 Several sources are mixed in cycles of `CYCLE` positions. Each source has its exact share of every cycle, at random
 positions. So the number of its samples before a position is known without counting, and resuming is O(1).
@@ -22,10 +21,8 @@ from align.statistics.randomness import Purpose, keyed_bits, permutation
 
 #: Positions in which every source has its exact share: weights are rounded to 1 / CYCLE of their sum.
 CYCLE = 10_000
-
 #: Images that are shuffled together; a smaller split is shuffled as a whole.
 SHUFFLE_BLOCK = 1 << 20
-
 #: At most this many samples of a block are tried as a replacement for one that cannot be read.
 MAX_REPLACEMENTS = 64
 
@@ -87,20 +84,15 @@ class BlockOrder:
 class Mixture:
     """The source of each position of a run, and how many samples of that source came before it.
 
-    Attributes:
-        shares: of each source in the positions; of `weights` only the ratios matter.
-
-    Raises:
-        ConfigError: a weight is less than half of a CYCLE-th of the sum.
+    Of `weights` only the ratios matter: `shares` has each source's share of the positions. Raises ConfigError: a weight
+    is less than half of a CYCLE-th of the sum.
     """
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
         edges = np.rint(np.cumsum([0.0, *weights]) / sum(weights) * CYCLE)
         self._counts = np.diff(edges).astype(np.int64)
         if not self._counts.all():
-            raise ConfigError(
-                f"extra_shards: a weight is less than 1 in {CYCLE:,} of all; raise it, or omit the shards"
-            )
+            raise ConfigError(f"extra_shards: a weight is less than 1 in {CYCLE:,} of all; raise it or omit the shards")
         self.shares = self._counts / CYCLE
         # Of a cycle before it is shuffled: the source at each position, and each sample's number among its source's.
         self._sources = np.repeat(np.arange(len(weights)), self._counts)

@@ -16,7 +16,6 @@ from align.interfaces.store import Tars
 
 #: Seconds that a run's read retries while the object store is unavailable.
 STORE_PATIENCE_S = 300.0
-
 #: Files kept open; of 180,000 shards not all can be.
 _OPEN_FILES = 256
 #: Seconds before a failed read of an object is retried: doubled each time, from the first number to the second.
@@ -31,11 +30,7 @@ def is_remote(uri: str) -> bool:
 
 
 class TarBytes:
-    """Reads tars; thread-safe.
-
-    Args:
-        store: the object store; None if all tars are files.
-        patience_s: how long a read is retried while the store is unavailable; 0 never retries.
+    """Reads tars, as files or from the object store; thread-safe. A read is retried for `patience_s`.
 
     Attributes:
         num_connections: how many threads may read from the store at a time.
@@ -51,7 +46,7 @@ class TarBytes:
         self.stopped: Callable[[], bool] = lambda: False
         self.closed = threading.Event()
         self._opened = lru_cache(_OPEN_FILES)(_File)
-        self._lock, self._said = threading.Lock(), -math.inf
+        self._said = -math.inf
 
     def read(self, uri: str, begin: int, end: int) -> bytes:
         """Reads bytes `begin` to `end`; fewer if the tar ends before.
@@ -61,27 +56,22 @@ class TarBytes:
             ServiceError: the store was unavailable for longer than `patience_s`; StoppedWaitingError if this process
                 was told to stop before.
         """
-        if is_remote(uri):
-            return self._read_object(uri, begin, end - begin)
-        file = self._opened(uri)
-        return os.pread(file.descriptor, end - begin, begin)
-
-    def _read_object(self, uri: str, begin: int, size: int) -> bytes:
+        if not is_remote(uri):
+            file = self._opened(uri)  # held while it is read
+            return os.pread(file.descriptor, end - begin, begin)
         assert self._store is not None, uri
         start, pause = time.monotonic(), _PAUSE_S
         while True:
             try:
-                return self._store.read(uri, begin, size)
+                return self._store.read(uri, begin, end - begin)
             except ServiceError as error:
                 spent = time.monotonic() - start
                 # Random pauses, so that threads and ranks do not all hit a store that has just come up.
                 pause_s = pause * random.uniform(0.5, 1.0)
                 if spent + pause_s > self._patience_s:
                     raise ServiceError(f"{error} (tried for {spent:.0f} s)") from None
-                with self._lock:
-                    due = time.monotonic() - self._said > _SAY_EVERY_S
-                    self._said = time.monotonic() if due else self._said
-                if due:
+                if time.monotonic() - self._said > _SAY_EVERY_S:
+                    self._said = time.monotonic()
                     self.tell(f"{error}; retrying for {self._patience_s - spent:.0f} s")
                 until = time.monotonic() + pause_s
                 while (left_s := until - time.monotonic()) > 0:

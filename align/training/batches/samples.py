@@ -1,16 +1,15 @@
 """Random access to the images and texts of a split.
 
 Each sample is judged by its own bytes: cut off, not an image, or no texts. So all ranks, and a resumed run, judge
-alike. Dropping a whole tar at its first fault, or after a checksum in the background, would make the samples shown
-depend on timing. Whole tars are compared with their sha256 by the gate before training (`align validate_shards`), and
-by the store when it copies one.
+alike; dropping a whole tar at its first fault would make the samples shown depend on timing. Whole tars are compared
+with their sha256 by the gate before training (`align validate_shards`), and by the store when it copies one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -28,7 +27,6 @@ from align.training.batches.reading import TarBytes, is_remote
 
 #: The decoded images of a split are kept in memory if they all fit into this many bytes.
 CACHE_BYTES = 2**30
-
 #: Threads that read samples which are all asked for at once; a request of a store takes as long as decoding some.
 _READERS = 8
 
@@ -55,23 +53,18 @@ class SplitSamples:
     """Random access to a split; thread-safe.
 
     Args:
-        index: where the samples are stored.
-        resize_px: side of the images.
-        store: the object store, if some of the tars are only there.
-        patience_s: how long reads are retried while the store is unavailable.
-        on_corrupt: "quarantine" replaces samples that cannot be read by others.
+        index, resize_px: where the samples are stored, and the side of the images.
+        store, patience_s: has tars that are no files; how long reads are retried while it is unavailable.
+        on_corrupt: "quarantine" replaces samples that cannot be read by others, as it is with tars that are given.
         cache_bytes: decoded images are kept if they all fit.
-
-    Attributes:
-        tars: reads the bytes.
     """
 
     def __init__(
         self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
         on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
     ) -> None:  # fmt: skip
-        self.index, self.resize_px, self.on_corrupt = index, resize_px, on_corrupt
-        self.num_images = index.num_images
+        self.index, self.resize_px, self.num_images = index, resize_px, index.num_images
+        self.on_corrupt = "quarantine" if index.given else on_corrupt  # nothing has decoded their pictures before
         self._any_remote = any(map(is_remote, index.shards))
         self.tars = TarBytes(store, patience_s)
         # The order jumps about within a block: kept are the offsets of two blocks' shards, at 32 bytes an image.
@@ -83,32 +76,32 @@ class SplitSamples:
 
     def waits(self, sample: int) -> bool:
         """Whether loading a sample waits for the object store: it is neither in memory nor in a file."""
-        return self._any_remote and self._kept_texts(sample) is None and is_remote(self._place(sample).tar)
+        is_kept = self._texts and self._texts[sample] is not None
+        return self._any_remote and not is_kept and is_remote(self._place(sample).tar)
 
     def read(self, sample: int) -> bytes:
         """Reads a sample's two files. Raises as `TarBytes.read`."""
-        return self._read(self._place(sample))
+        place = self._place(sample)
+        end = max(place.jpg + place.jpg_bytes, place.text + place.text_bytes)
+        return self.tars.read(place.tar, place.begin, end)
 
     def load(
         self, sample: int, data: bytes | None = None, scratch: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.uint8], list[str]]:
-        """An image and all its kept texts.
+        """An image and all its kept texts, of a sample by its number in the order of the manifest.
 
         Args:
-            sample: its number in the order of the manifest.
             data: what `read` gave; None reads it, unless the sample is in memory.
             scratch: memory to decode into, see `align.model.preprocess.decode`.
 
         Returns:
-            (resize_px, resize_px, 3) uint8 RGB, read-only, possibly a view of `scratch`; and at least one text.
-
-        Raises:
+            (resize_px, resize_px, 3) uint8 RGB, read-only, possibly a view of `scratch`; and at least one text. Raises
             CorruptError: the sample cannot be read; the message names the tar.
         """
-        if (kept := self._kept_texts(sample)) is not None:
+        if self._texts and (kept := self._texts[sample]) is not None:
             return self._images[sample], kept
         place = self._place(sample)
-        data = self._read(place) if data is None else data
+        data = self.read(sample) if data is None else data
         try:
             image = decode(_file_in(data, place.jpg - place.begin, place.jpg_bytes), self.resize_px, scratch)
             texts = _texts(_file_in(data, place.text - place.begin, place.text_bytes), self.index)
@@ -135,24 +128,13 @@ class SplitSamples:
         return in_threads(self.texts, samples.tolist(), _READERS)
 
     def centre_crops(self, samples: NDArray[np.int64], image_px: int) -> Iterator[NDArray[np.uint8]]:
-        """(image_px, image_px, 3) of each of (N,) samples, as evaluation sees it; read and decoded by several threads.
-
-        In quarantine mode a sample that cannot be read is replaced by the next one that can.
-        """
+        """(image_px, image_px, 3) of each of (N,) samples, or in quarantine of the next readable one; in threads."""
         return in_threads(lambda sample: centre_crop(self._readable(sample), image_px), samples.tolist(), _READERS)
 
     def _place(self, sample: int) -> _Place:
         shard = int(self.index.starts.searchsorted(sample, side="right")) - 1
         number = sample - int(self.index.starts[shard])
         return _Place(self.index.shards[shard], number, *self._offsets(shard)[number].tolist())
-
-    def _read(self, place: _Place) -> bytes:
-        end = max(place.jpg + place.jpg_bytes, place.text + place.text_bytes)
-        return self.tars.read(place.tar, place.begin, end)
-
-    def _kept_texts(self, sample: int) -> list[str] | None:
-        """The texts of a sample that is in memory."""
-        return self._texts[sample] if self._texts else None
 
     def _readable(self, sample: int) -> NDArray[np.uint8]:
         for step in range(self.num_images):
@@ -166,26 +148,12 @@ class SplitSamples:
         )
 
 
-@dataclass(frozen=True)
-class SampleSources:
-    """All samples that a run reads.
-
-    Attributes:
-        train: the main training split, with weight 1.
-        val: the validation split, if it has images.
-        extra: more training splits, each with its weight.
-    """
+class SampleSources(NamedTuple):
+    """The samples of a run: to train on, each split with its weight; and for validation, if there are any."""
 
     train: SplitSamples
-    val: SplitSamples | None = None
-    extra: tuple[tuple[SplitSamples, float], ...] = ()
-
-    def all(self) -> Iterator[SplitSamples]:
-        """Every split."""
-        yield self.train
-        if self.val is not None:
-            yield self.val
-        yield from (split for split, _ in self.extra)
+    val: SplitSamples | None
+    mixed: list[tuple[SplitSamples, float]]
 
 
 def first_pairs(index: SplitIndex, num_pairs: Sequence[int], most: int, store: Tars | None) -> SplitIndex:
@@ -202,11 +170,9 @@ def first_pairs(index: SplitIndex, num_pairs: Sequence[int], most: int, store: T
     for number, (_, _, begin, size) in enumerate(index.read_offsets(shard).tolist(), 1):
         texts = _texts(_file_in(tars.read(index.shards[shard], begin, begin + size), 0, size), index)
         if len(texts) >= left:
-            counts = np.append(index.counts[:shard], number)
-            cut = int(index.counts[shard]), left
-            return replace(
-                index, shards=index.shards[: shard + 1], counts=counts, indexes=index.indexes[: shard + 1], cut=cut
-            )
+            counts, cut = np.append(index.counts[:shard], number), (int(index.counts[shard]), left)
+            shards, indexes = index.shards[: shard + 1], index.indexes[: shard + 1]
+            return replace(index, shards=shards, counts=counts, indexes=indexes, cut=cut)
         left -= len(texts)
     raise CorruptError(f"{index.shards[shard]}: fewer pairs than {index.manifest} says; run `align shard` again")
 

@@ -2,15 +2,12 @@
 
 A process is one rank. torchrun, mpirun or srun start the ranks (`align.services.job`); without them `align pretrain`
 does, by torch's elastic launcher, on this machine or on those of `cluster` in params.yaml, which all run the same
-command. A rank that has died is started again by the launcher, with all others, as often as that allows; over several
-machines align's own starts nothing again.
+command. A launcher starts all ranks again when one has died; over several machines align's own does not. An error that
+all ranks have, such as a loss that is not finite, each returns, and nothing starts again. An error that one rank alone
+has ends its process at once, with its line and its exit code: the launcher ends the others.
 
-An error that all ranks have, such as a loss that is not finite, each returns, and nothing starts again. An error that
-one rank alone has ends its process at once, with its line and its exit code: the launcher ends the others.
-
-Ranks talk through gloo on CPUs and NCCL on GPUs. Nothing here checks who connects, so the ranks of one machine listen
-on loopback only, and several machines on the network interface that leads to rank 0. What comes from the network is
-read as numbers, never unpickled.
+Nothing here checks who connects, so the ranks of one machine listen on loopback only, and several machines on the
+network interface that leads to rank 0. What comes from the network is read as numbers, never unpickled.
 """
 
 from __future__ import annotations
@@ -22,9 +19,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 import torch
@@ -40,7 +38,6 @@ from align.durable.processes import when_parent_ends
 from align.errors import AlignError, StoppedError, TrainingError, first_line
 from align.services.job import Place, place_of_job
 
-LOOPBACK = "127.0.0.1"
 #: For which torch's launcher sets handlers, and leaves them.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
@@ -52,10 +49,6 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
-
-    def alone(self) -> Ranks:
-        """This rank as if there were no others."""
-        return Ranks(0, 1, self.device)
 
     @property
     def leads(self) -> bool:
@@ -125,19 +118,9 @@ class Ranks:
 
 
 def default_processes(batch_size: int, group: int, num_cores: int) -> int:
-    """The number of ranks if `num_processes` is null: one per GPU or core, reduced until the batch divides evenly.
-
-    One rank per core, because small towers give OpenMP's threads too little work to share
-    (benchmarks/README.md). A warning says when a GPU stays idle.
-
-    Args:
-        batch_size: of the global batch.
-        group: batch-norm group; each rank's part must be a multiple of it.
-        num_cores: that may have ranks if there is no GPU.
-    """
+    """Chooses one rank per GPU, or else per core, as far as the batch divides into multiples of batch-norm's group."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    most = gpus or num_cores
-    chosen = even_ranks(batch_size, group, most)
+    chosen = even_ranks(batch_size, group, gpus or num_cores)
     if chosen < gpus:
         say(
             f"warning: {chosen} of {gpus} GPUs train, the others are idle: a batch of {batch_size:,} divides into no "
@@ -155,30 +138,27 @@ def launch(
 
     Args:
         work: picklable if this process starts several ranks. Where it may be started again, it resumes.
-        num_processes: ranks that this process starts.
-        num_threads: CPU threads per rank; None shares the machine's cores evenly.
+        num_processes, num_threads: ranks that this process starts; of each, None shares the machine's cores evenly.
         cluster: the machines, and how long they wait; None: this one, without restarts.
-        place: this process among the ranks of a launcher.
+        place: this process among the ranks of a launcher; None: it starts them.
 
     Raises:
-        AlignError: the error that all ranks have.
-        TrainingError: a rank died or had an error of its own, or the machines could not connect.
         StoppedError: this process, or all ranks, were told to end.
+        TrainingError: that of all ranks; or a rank died or had one of its own, or the machines could not connect.
     """
     timeout = datetime.timedelta(seconds=cluster.patience_s if cluster else 600)
+    threads = num_threads or (cores(place.local_world_size) if place else max(1, cores() // num_processes))
     if place is not None:
-        _be_rank(work, num_threads or cores(place.local_world_size), timeout, place)
-        return
-    threads = num_threads or max(1, cores() // num_processes)
-    if num_processes > 1 or (cluster is not None and cluster.num_nodes > 1):
+        _be_rank(work, threads, timeout, place)
+    elif num_processes > 1 or (cluster is not None and cluster.num_nodes > 1):
         _start(work, num_processes, threads, timeout, cluster)
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        work(Ranks(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")))
-    finally:
-        torch.set_num_threads(before)
+    else:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            work(Ranks(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")))
+        finally:
+            torch.set_num_threads(before)
 
 
 def _start(
@@ -190,11 +170,11 @@ def _start(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher import LaunchConfig, elastic_launch
 
-    nodes, node, endpoint, max_restarts = 1, 0, f"{LOOPBACK}:0", cluster.max_restarts if cluster else 0
+    nodes, node, endpoint, max_restarts = 1, 0, "127.0.0.1:0", cluster.max_restarts if cluster else 0
     if cluster is not None and cluster.num_nodes > 1:  # ranks that wait for those of a lost machine would wait in vain
         nodes, node, endpoint, max_restarts = cluster.num_nodes, cluster.node_rank, str(cluster.rendezvous), 0
-    host, port = endpoint.rpartition(":")[0], int(endpoint.rpartition(":")[2])
-    store = _listen(host, port, timeout, several=nodes > 1) if node == 0 else None
+    host, _, port = endpoint.rpartition(":")
+    store = _listen(host, int(port), timeout, several=nodes > 1) if node == 0 else None
     config = LaunchConfig(
         nodes, nodes, num_processes, run_id="align", rdzv_backend="static",
         rdzv_endpoint=f"{host}:{store.port if store else port}",
@@ -213,18 +193,16 @@ def _start(
         rank, failure = error.get_first_failure()
         if failure.exitcode == StoppedError.exit_code:
             raise StoppedError("training was stopped by SIGTERM; run the stage again to resume") from None
-        code = failure.exitcode
-        raise TrainingError(f"training process {rank} ended with exit code {code}; its output is above") from None
+        why = f"training process {rank} ended with exit code {failure.exitcode}; its output is above"
+        raise TrainingError(why) from None
     except (DistStoreError, TimeoutError) as error:
-        raise TrainingError(
-            f"node {node} of {nodes} could not reach the others at {endpoint}: {first_line(error)}"
-        ) from None
+        why = f"node {node} of {nodes} could not reach the others at {endpoint}: {first_line(error)}"
+        raise TrainingError(why) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for _, shared in sorted(outcomes.items()):  # they come in the order of their arrival
-        if shared is not None:
-            raise shared
+    if shared := [error for _, error in sorted(outcomes.items()) if error is not None]:  # in the order of ranks
+        raise shared[0]
 
 
 def _one_line(record: logging.LogRecord) -> bool:
@@ -242,7 +220,9 @@ def _started(work: Callable[[Ranks], None], threads: int, timeout: datetime.time
     try:
         _be_rank(work, threads, timeout, place)
     except StoppedError as error:  # not returned: torch waits for the ranks of a launcher that was told to end, too
-        _leave(place, error, says=place.rank == 0)
+        if place.rank == 0:
+            say(f"align: error: rank 0: {error}")
+        os._exit(error.exit_code)
     except TrainingError as error:
         shared = error
     if not launcher.is_alive():
@@ -252,8 +232,7 @@ def _started(work: Callable[[Ranks], None], threads: int, timeout: datetime.time
 
 def _be_rank(work: Callable[[Ranks], None], threads: int, timeout: datetime.timedelta, place: Place) -> None:
     torch.set_num_threads(threads)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device("cpu")
+    gpus, device = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.device("cpu")
     if gpus:
         device = torch.device("cuda", place.local_rank if gpus > 1 else 0)  # a launcher may show each its own only
         torch.cuda.set_device(device)  # NCCL and FSDP read it there
@@ -274,32 +253,26 @@ def _be_rank(work: Callable[[Ranks], None], threads: int, timeout: datetime.time
         work(Ranks(place.rank, place.world_size, device))
     except (TrainingError, StoppedError):  # all ranks have it
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, this process ends at once
-        _leave(place, error)
+    except AlignError as error:
+        say(f"align: error: rank {place.rank}: {error}")
+        os._exit(error.exit_code)  # at once: other ranks may wait for this one, and it for them
+    except Exception as error:  # noqa: BLE001 - whatever it is, so does this
+        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+            say(f"rank {place.rank} ends, as another one has ended or hangs: {first_line(error)}")
+        else:
+            say_traceback(type(error), error, error.__traceback__)
+        os._exit(1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _leave(place: Place, error: Exception, *, says: bool = True) -> NoReturn:
-    """Ends this process at once: other ranks may wait for it, and it for them."""
-    if isinstance(error, AlignError):
-        say(f"align: error: rank {place.rank}: {error}") if says else None
-    elif isinstance(error, dist.DistError) or "/gloo/" in str(error):
-        say(f"rank {place.rank} ends, as another one has ended or hangs: {first_line(error)}")
-    else:
-        say_traceback(type(error), error, error.__traceback__)
-    os._exit(error.exit_code if isinstance(error, AlignError) else 1)
-
-
 def _listen(host: str, port: int, timeout: datetime.timedelta, *, several: bool) -> TCPStore:
     """Opens the store by which the ranks find each other, at this address alone; port 0 takes a free one.
 
-    Left to itself, torch listens at all addresses of the machine. A store that it opens in this process at the same
-    port is this one. A name that is loopback's here and another address elsewhere is listened to at all addresses.
-
-    Raises:
-        TrainingError: this machine has no such address, or the port is taken.
+    Left to itself, torch listens at all addresses; a store that it opens in this process at the same port is this one.
+    A name that is loopback's here and another address elsewhere is listened to at all addresses. Raises TrainingError:
+    this machine has no such address, or the port is taken.
     """
     try:
         everywhere = several and socket.gethostbyname(host).startswith("127.")
@@ -309,9 +282,8 @@ def _listen(host: str, port: int, timeout: datetime.timedelta, *, several: bool)
             f"this machine cannot listen at {host}:{port}: {error.strerror or error}; cluster.rendezvous, or the "
             "launcher's MASTER_ADDR and MASTER_PORT, must be an address of the machine of rank 0, and a free port"
         ) from None
-    port = listener.getsockname()[1]
     return TCPStore(
-        host, port, is_master=True, timeout=timeout, multi_tenant=True, wait_for_workers=False,
+        host, listener.getsockname()[1], is_master=True, timeout=timeout, multi_tenant=True, wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )  # fmt: skip
 
@@ -319,17 +291,11 @@ def _listen(host: str, port: int, timeout: datetime.timedelta, *, several: bool)
 def _use_interface_to(host: str, *, several: bool) -> None:
     """Has gloo and NCCL listen on the interface through which this machine reaches a host; nothing is sent to it.
 
-    Left to themselves, gloo takes the interface of the machine's name, and NCCL any. With several machines
-    GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME win, for a network of their own.
+    With several machines GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME win, for a network of their own.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-        except OSError:
-            return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect((host, 9))
         address = probe.getsockname()[0]
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            for variable, value in (("GLOO_SOCKET_IFNAME", name), ("NCCL_SOCKET_IFNAME", f"={name}")):
-                if variable not in os.environ or not several:
-                    os.environ[variable] = value
+        names = [name for name, some in psutil.net_if_addrs().items() if any(one.address == address for one in some)]
+        ours = {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": f"={names[0]}"} if names else {}
+        os.environ.update({key: value for key, value in ours.items() if key not in os.environ or not several})

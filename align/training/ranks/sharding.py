@@ -8,8 +8,8 @@ Gradients are summed over ranks, as without sharding (`GradientSums`); FSDP's de
 adds to the gradient's shard, so each part of a batch costs one message, but no rank ever holds a whole gradient.
 
 FSDP wants weights whose memory has no other order than their dimensions, and convolutions on GPUs want channels last.
-So a convolution keeps its weight as (out, height, width, in), and computes with a view of the usual shape. Checkpoints
-have the usual shape.
+So a convolution keeps its weight as (out, height, width, in), and computes with a view of the usual shape, which
+checkpoints have, too.
 
 Cost: every rank first builds the whole model on its CPU, with the leading rank's weights, so a machine needs memory for
 one copy per rank. Weights and gradients are sent in float32, so that the result equals that of unsharded towers.
@@ -45,12 +45,8 @@ def shards(recipe: Recipe, ranks: Ranks) -> bool:
 def shard(model: DualEncoder, ranks: Ranks) -> None:
     """Shards a model's weights over the ranks and moves them to the rank's device, unit by unit.
 
-    The state dict keeps its names. Afterwards all ranks must run the towers together: the same number of times and in
-    the same order, in evaluation too.
-
-    Args:
-        model: on the CPU, with the same weights on all ranks.
-        ranks: more than one; all of them call this.
+    All ranks call this with the same weights on their CPUs. The state dict keeps its names. Afterwards all ranks must
+    run the towers together: the same number of times and in the same order, in evaluation too.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -60,8 +56,7 @@ def shard(model: DualEncoder, ranks: Ranks) -> None:
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     image, text = model.vision_model, model.text_model
     tables = [text.embeddings] if isinstance(text, TextTower) else []
-    units = [*layers(image), *layers(text), *tables, image, text]
-    for unit in units:  # inner units first: a tower takes the remaining parameters
+    for unit in (*layers(image), *layers(text), *tables, image, text):  # inner ones first: a tower takes the rest
         part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
@@ -108,28 +103,18 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
-    """Euclidean norms of whole tensors whose rows are spread over the ranks; one message for all.
+    """Computes the Euclidean norms of whole tensors whose rows are spread over the ranks; one message for all.
 
-    Args:
-        tensors: N local tensors, see `local`.
-        owners: the parameter of each tensor, which says whether it is sharded.
-
-    Returns:
-        (N,), the same on all ranks.
+    Of N `tensors` this rank has the rows (see `local`), and the parameter of each, its owner, says whether it is
+    sharded. Returns (N,), the same on all ranks.
     """
-    local_norms = torch.stack(torch._foreach_norm(list(tensors)))
-    if not any(is_shard(owner) for owner in owners):
-        return local_norms
-    sharded = _on_device(tuple(is_shard(owner) for owner in owners), local_norms.device)
-    squares = torch.where(sharded, local_norms.square(), torch.zeros_like(local_norms))
-    dist.all_reduce(squares)
-    return torch.where(sharded, squares.sqrt(), local_norms)
-
-
-@functools.cache
-def _on_device(flags: tuple[bool, ...], device: torch.device) -> Tensor:
-    """Made once: the host waits for its copy to a GPU."""
-    return torch.tensor(flags, device=device)
+    found = [*torch._foreach_norm(list(tensors))]
+    if divided := [number for number, owner in enumerate(owners) if is_shard(owner)]:
+        squares = torch.stack([found[number] for number in divided]).square()
+        dist.all_reduce(squares)
+        for number, norm in zip(divided, squares.sqrt().unbind(), strict=True):
+            found[number] = norm
+    return torch.stack(found)
 
 
 def distributed_like(whole: Tensor, like: Tensor) -> Tensor:

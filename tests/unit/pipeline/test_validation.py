@@ -69,7 +69,7 @@ def model(vocab_size):
 def measured(evaluation, tokenizer, out, ranks):
     params, words = load_params(), TextTokenizer.load(tokenizer, MODEL.max_tokens)
     measure = SetValidation(NAMES, evaluation, params.section(StoreConfig), params.section(EvaluateConfig))
-    found = measure(model(words.vocab_size), words, ranks, True)
+    found = measure(model(words.vocab_size), words, ranks)
     (out / f"{ranks.rank} of {ranks.world_size}").write_text(json.dumps(found))
 
 

@@ -51,11 +51,6 @@ def working_in(folder):
                 yield process
 
 
-def listening(process):
-    """The addresses at which a process listens."""
-    return {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
-
-
 def test_a_run_listens_on_loopback_is_alone_and_stops_with_a_checkpoint(data, tmp_path, monkeypatch):
     """No rank outlives the command, be it stopped or killed."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # for several machines; on one there is nothing to reach
@@ -64,14 +59,19 @@ def test_a_run_listens_on_loopback_is_alone_and_stops_with_a_checkpoint(data, tm
     wait_until(
         lambda: [*root.glob("checkpoints/*/step-*.pt")], alive=lambda: not first.ended(0), says=lambda: first.errors
     )
-    found = [listening(each) for each in working_in(root)]
+    running = [*working_in(root)]
+    found = [
+        {each.laddr.ip for each in one.net_connections("tcp") if each.status == psutil.CONN_LISTEN} for one in running
+    ]
     assert set().union(*found) == {"127.0.0.1"} and sum(map(bool, found)) >= 2  # each rank listens to the other
-    second = subprocess.run(
-        [warm.commands() / "align", "pretrain"], cwd=root, capture_output=True, text=True, check=False
-    )
+    for each in running:
+        each.suspend()
+    command = [warm.commands() / "align", "pretrain"]
+    second = subprocess.run(command, cwd=root, stderr=subprocess.PIPE, text=True, check=False)
     assert second.returncode == 1 and "another process trains this run" in second.stderr
-    for each in working_in(root):  # as a terminal does, or a flow that is cancelled
-        each.send_signal(signal.SIGTERM)
+    for each in running:  # as a terminal does, or a flow that is cancelled
+        each.terminate()
+        each.resume()
     assert first.ended(200) and first.exit_code == 128 + signal.SIGTERM
     assert "SIGTERM" in first.errors.splitlines()[-1] and "Traceback" not in first.errors
     wait_until(lambda: not [*working_in(root)])

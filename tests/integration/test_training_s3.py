@@ -67,6 +67,11 @@ def far(server, tmp_path_factory):
     return here, shards, tokenizer, tar_reader(config)
 
 
+def hasty(reader):
+    """One that leaves all waiting to the loader."""
+    return tar_reader(reader.config.model_copy(update={"num_retries": 0}))
+
+
 def train_split(shards, tars=None):
     return SplitIndex.of(shards, read_manifest(shards), "train", tars)
 
@@ -159,7 +164,7 @@ def test_ranks_wait_for_a_store_that_is_away_with_the_same_result(server, far, t
         server.start()
 
     with ThreadPoolExecutor(1) as pool:
-        outage, where = pool.submit(away), Infrastructure(tars=reader)
+        outage, where = pool.submit(away), Infrastructure(tars=hasty(reader))
         trained = run(plan((shards, tokenizer), tmp_path / "far", recipe, log=Held(held), infrastructure=where))
         outage.result()
     training_data.assert_same(trained, local)
@@ -169,8 +174,8 @@ def test_ranks_wait_for_a_store_that_is_away_with_the_same_result(server, far, t
 
 def test_no_read_waits_in_vain_for_a_store_that_stays_away(server, end_server, far, loader):
     """One is patient for some seconds, one is of a loader that is closed, one of a process that is told to stop."""
-    _, shards, _, reader = far
-    index, told = train_split(shards, reader), threading.Event()
+    shards, reader, told = far[1], hasty(far[3]), threading.Event()
+    index = train_split(shards, reader)
     patient, closed = (loader(index, reader, patience_s=seconds).batches(0, 20) for seconds in (8, 600))
     next(patient), next(closed)
     samples = SplitSamples(index, 36, reader, patience_s=600)

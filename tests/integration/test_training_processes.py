@@ -64,14 +64,11 @@ def test_a_run_listens_on_loopback_is_alone_and_stops_with_a_checkpoint(data, tm
         {each.laddr.ip for each in one.net_connections("tcp") if each.status == psutil.CONN_LISTEN} for one in running
     ]
     assert set().union(*found) == {"127.0.0.1"} and sum(map(bool, found)) >= 2  # each rank listens to the other
-    for each in running:
-        each.suspend()
     command = [warm.commands() / "align", "pretrain"]
     second = subprocess.run(command, cwd=root, stderr=subprocess.PIPE, text=True, check=False)
     assert second.returncode == 1 and "another process trains this run" in second.stderr
-    for each in running:  # as a terminal does, or a flow that is cancelled
-        each.terminate()
-        each.resume()
+    for each in working_in(root):  # as a terminal does, or a flow that is cancelled
+        each.send_signal(signal.SIGTERM)
     assert first.ended(200) and first.exit_code == 128 + signal.SIGTERM
     assert "SIGTERM" in first.errors.splitlines()[-1] and "Traceback" not in first.errors
     wait_until(lambda: not [*working_in(root)])

@@ -15,7 +15,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test)
 ARGS ?=
 # For `make test-torch`
-TESTS ?= tests/unit/model tests/unit/training tests/integration/test_devices.py tests/integration/test_locked_towers.py
+TESTS ?= tests/unit/model tests/unit/training tests/integration/test_devices.py tests/integration/test_two_ranks.py
 FUZZ_SECONDS ?= 600
 # For `make test-changed`
 REF ?= main

@@ -16,7 +16,6 @@ from align.training.batches.batch import Batch, Tokens
 from align.training.ranks.process_group import Ranks
 from align.training.state import new_state
 from align.training.step import compute_gradients
-from tests.support import training_data
 from tests.support.training_data import MODEL, pretrain_config
 
 BATCH = 16
@@ -39,16 +38,12 @@ class Mixed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    return TextTokenizer.load(training_data.write(tmp_path_factory.mktemp("data"))[1], MODEL.max_tokens)
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
+@pytest.fixture
+def words(data, monkeypatch):
+    """What makes tokens; and the ways of a GPU."""
     monkeypatch.setattr(module, "autocast", lambda *_: nullcontext())  # torch has none for the meta device
     monkeypatch.setattr(loss_module, "_tile_function", lambda function, _: loss_module._ON_CUDA.get(function, function))
-    yield
+    return TextTokenizer.load(data[1], MODEL.max_tokens)
 
 
 def whole_step(words, what, micro_batch):
@@ -89,10 +84,7 @@ def test_what_notes_mixed_devices_sees_draws_that_stayed_on_the_host(words, monk
 def test_what_a_step_copies_to_a_gpu_is_pinned(monkeypatch):
     calls = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
-    monkeypatch.setattr(
-        Tensor, "to", lambda self, device, non_blocking: calls.append(f"{device} {non_blocking}") or self
-    )
-    module._there(torch.ones(2), torch.device("cuda", 0))
-    assert calls == ["pinned", "cuda:0 True"]
-    module._there(torch.ones(2), THERE)
-    assert calls[2:] == ["meta True"]
+    monkeypatch.setattr(Tensor, "to", lambda self, device, non_blocking: calls.append((device, non_blocking)) or self)
+    for there in (torch.device("cuda", 0), THERE):
+        module._there(torch.ones(2), there)
+    assert calls == ["pinned", (torch.device("cuda", 0), True), (THERE, True)]

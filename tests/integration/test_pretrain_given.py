@@ -11,7 +11,8 @@ from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer
 from tests.support import training_data
 from tests.support.given_towers import BERT, IMAGE_TOWER, efficientnet_weights, write_bert
-from tests.support.killing import Command
+from tests.support.killing import Command, run
+from tests.support.params import sets
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
 
@@ -37,9 +38,7 @@ def project(tmp_path_factory):
     values["finetune"]["num_steps"] = 2
     yaml.dump(values, file)
     for stage in ("fit_tokenizer", "pretrain", "finetune"):
-        command = Command([stage], root)
-        assert command.ended(300)
-        command.require_success()
+        run([stage], root)
     return root
 
 
@@ -65,15 +64,13 @@ def test_the_locked_tower_is_the_given_one_and_the_other_has_learned(project):
         assert 0 < apart < 0.5  # it began with the BERT's
 
 
-def test_a_file_that_was_changed_is_one_line(project, tmp_path):
-    copy = tmp_path / "project"
-    copy.mkdir()
-    (copy / "params.yaml").write_text((project / "params.yaml").read_text())
-    for name in ("bert", "tokenizer", "reports"):
-        (copy / name).symlink_to(project / name)
-    (copy / "b0.safetensors").write_bytes((project / "b0.safetensors").read_bytes() + b" ")
-    command = Command(["pretrain"], copy)
+def test_a_file_that_was_changed_is_one_line(project):
+    """Said before anything is written."""
+    models = sorted((project / "models").rglob("*"))
+    command = Command(
+        ["pretrain", *sets(f"pretrain.image_weights={{path: b0.safetensors, sha256: {'a' * 64}}}")], project
+    )
     assert command.ended(300) and command.exit_code == 1
     lines = [line for line in command.errors.splitlines() if "error" in line]
     assert len(lines) == 1 and "pretrain.image_weights: b0.safetensors has the sha256" in lines[0]
-    assert "Traceback" not in command.errors and not (copy / "models").exists()
+    assert "Traceback" not in command.errors and sorted((project / "models").rglob("*")) == models

@@ -1,4 +1,4 @@
-"""What commands say of a disk that is read-only or full."""
+"""What commands and stages say of a disk that is read-only or full."""
 
 import errno
 
@@ -10,6 +10,7 @@ from align.cli import main
 from align.durable.files import replace_directory, replaced
 from align.durable.work import work_directory
 from tests.support import own_model, small_data
+from tests.support.dvc_projects import enter, make_repository
 from tests.support.params import at, sets
 from tests.support.reading import URL_TABLE, ingest_words, url_table
 from tests.support.small_data import Pair
@@ -121,6 +122,31 @@ def test_a_full_disk_is_not_called_too_little_memory(tmp_path, limit):
     )
     assert "of 20 MiB free" in done.stdout
     assert "memory_limit is too small" not in done.stdout
+
+
+DVC_YAML = "stages: {make: {cmd: head -c 3000000 /dev/urandom > out && echo made >> ../times, outs: [out]}}"
+#: As a run's task starts a stage.
+RUN = """
+import os, sys
+from pathlib import Path
+from flows.tasks.child_process import CommandError, run_supervised
+try:
+    run_supervised(["dvc", "repro", "-s", "make"], cwd=Path(sys.argv[1]), env=os.environ, log=lambda line: None)
+except CommandError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_stage_fails_with_the_reason_and_works_once_there_is_room(tmp_path, monkeypatch):
+    root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML}, "/out\n")
+    enter(root, monkeypatch)
+    (root / ".dvc/cache").mkdir()
+    full = with_disk(root / ".dvc/cache", ["-c", RUN, root], size="1m")
+    assert full.returncode == 1 and "No space left on device" in full.stderr, full.stderr
+    assert not (root / "dvc.lock").exists()
+    room = with_disk(root / ".dvc/cache", ["-c", RUN, root], size="20m")
+    assert room.returncode == 0, room.stderr
+    assert (root / "dvc.lock").exists() and (tmp_path / "times").read_text() == "made\n" * 2
 
 
 @pytest.mark.parametrize(

@@ -28,36 +28,54 @@ pytestmark = pytest.mark.shared_stack
 
 @pytest.fixture(scope="module")
 def first_run(stack):
-    """What the first run, called demo, printed: after it run/demo exists, and all stages are cached."""
+    """What the first run, called demo, printed, and its states: after it run/demo exists, and all stages are cached."""
     for finished in (".dvc/cache/runs", ".align/remote"):  # of other tests' runs
         shutil.rmtree(stack.root / finished, ignore_errors=True)
     done = stack.align_run("--name", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout, stack.states("demo")
 
 
 def test_runs_are_visible_cached_and_recorded(stack, first_run):
-    assert "3 stages ran (ingest, pretrain, index)" in first_run
+    said, states = first_run
+    assert "3 stages ran (ingest, pretrain, index)" in said
     told = ["pretrain: warning: step 1: the embeddings collapse", "verdict: a promotion now would be refused"]
-    assert first_run.splitlines()[-2:] == told
+    assert said.splitlines()[-2:] == told
     logged = stack.ask("/logs/filter", {"logs": {"level": {"ge_": 30}}, "limit": 100})
     assert told[0] in [line["message"] for line in logged]
-    assert "unused" not in stack.states("demo")
+    assert "unused" not in states
     stages = {"ingest", "pretrain", "index"}
-    states = stack.states("demo")
     assert {states[name] for name in stages} == {"Completed"}
     assert states["record"] == states["register"] == "Completed"
     assert git(stack.root, "status", "--porcelain") == "?? dvc.lock"
-    assert f"register --revision {git(stack.root, 'rev-parse', 'run/demo')}" in first_run
+    assert f"register --revision {git(stack.root, 'rev-parse', 'run/demo')}" in said
 
+    branches = git(stack.root, "branch", "--list", "run/demo*")
     second = stack.align_run("--name", "demo")
     assert "0 stages ran, 3 came from the cache" in second.stdout, second.stdout + second.stderr
     states = stack.states("demo")
     assert {states[name] for name in stages} == {"Cached"}
-    assert git(stack.root, "branch", "--list", "run/demo-*") == ""
+    assert git(stack.root, "branch", "--list", "run/demo*") == branches
 
     keys = {artifact["key"] for artifact in stack.ask("/artifacts/filter", {})}
     assert {"ingest-report", "pretrain-report", "index-report", "summary"} <= keys
+
+
+@pytest.mark.journeys
+def test_parts_of_the_pipeline(stack):
+    before = {*stack.root.glob(".align/worktrees/*")}  # those of failed runs
+    done = stack.align_run("--name", "part", "--only", "data")
+    assert done.returncode == 0, done.stderr
+    assert stack.states("part").keys() == {"data-0", "ingest", "record"}  # the first is the sub-flow
+    assert "Registered: nothing, since this run packages no model" in done.stdout
+    refused = stack.align_run("--name", "late", "--from", "index", "--set", "pretrain.seed=99")
+    assert refused.returncode == 1
+    assert "pretrain must run before index: what they write is neither unchanged nor in DVC's cache" in refused.stderr
+    assert stack.states("late") == {}
+    assert stack.align_run("--name", "whole").returncode == 0
+    plan = stack.run("-m", "align.cli", "plan", "--to", "pretrain", "--set", "pretrain.seed=99")
+    assert plan.returncode == 0 and "pretrain.seed 1 -> 99" in plan.stdout, plan.stderr
+    assert {*stack.root.glob(".align/worktrees/*")} <= before
 
 
 def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack, first_run):

@@ -1,4 +1,4 @@
-"""The form on a real server: what it refuses, what a run refuses at once, parts of the pipeline, and a run's page."""
+"""The form on a real server: what it refuses, what a run refuses at once, and a run's page."""
 
 import shutil
 import time
@@ -61,22 +61,6 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     assert "* branch: run/page (" in page and "* registered: register" in page and "working on" not in page
     report = page.split("| pretrain | ran | [report](../artifact/")[1].partition(")")[0]
     assert "pretrain/value" in stack.ask(f"/artifacts/{report}")["data"]
-
-
-@pytest.mark.journeys
-def test_parts_of_the_pipeline(stack):
-    done = stack.align_run("--name", "part", "--only", "data")
-    assert done.returncode == 0, done.stderr
-    assert stack.states("part").keys() == {"data-0", "ingest", "record"}  # the first is the sub-flow
-    assert "Registered: nothing, since this run packages no model" in done.stdout
-    refused = stack.align_run("--name", "late", "--from", "index", "--set", "pretrain.seed=99")
-    assert refused.returncode == 1
-    assert "pretrain must run before index: what they write is neither unchanged nor in DVC's cache" in refused.stderr
-    assert stack.states("late") == {}
-    assert stack.align_run("--name", "whole").returncode == 0
-    plan = stack.run("-m", "align.cli", "plan", "--to", "pretrain", "--set", "pretrain.seed=99")
-    assert plan.returncode == 0 and "pretrain.seed 1 -> 99" in plan.stdout, plan.stderr
-    assert not list(stack.root.glob(".align/worktrees/*"))
 
 
 @pytest.fixture(scope="module")

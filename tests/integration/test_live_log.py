@@ -126,13 +126,14 @@ class Said:
 @pytest.mark.parametrize("outage", ["cut", "loses answers"])
 def test_an_outage_costs_its_rows_and_doubles_none(relay, mlflow_server, run_id, outage, capsys):
     said = Said(capsys)
+    gone = f"training continues without live metrics: MLflow at {relay.uri}"  # not at another test's address
     logger = pickle.loads(pickle.dumps(LiveLog(run_id, "pretrain")))
     with logger:
         logger({"train/loss": 1.5}, 10)
         wait_for(mlflow_server, run_id, 10)
         relay.set(outage)
         logger({"train/loss": 2.5, "val/image_to_text/recall@1": 0.5}, 20)
-        said.wait_for(f"training continues without live metrics: MLflow at {relay.uri}")  # not of another test
+        said.wait_for(gone)
         relay.set("open")
         logger({"train/loss": 3.5}, 30)
         wait_for(mlflow_server, run_id, 30)
@@ -143,7 +144,7 @@ def test_an_outage_costs_its_rows_and_doubles_none(relay, mlflow_server, run_id,
     assert arrived == (outage == "loses answers")
     assert history(mlflow_server, run_id) == [point for point in whole if arrived or point[0] != 20]
     assert history(mlflow_server, run_id, "pretrain/val/image_to_text/recall_at_1") == ([(20, 0.5)] if arrived else [])
-    assert said.count("training continues") == said.count("MLflow is back") == 1
+    assert said.count(gone) == said.count("MLflow is back") == 1
     rows = [{"step": step, "train/loss": loss} for step, loss in whole]
     Tracker(mlflow_server).log_series(run_id, rows, "pretrain/")  # as `align register` does
     assert history(mlflow_server, run_id) == whole

@@ -27,7 +27,7 @@ from align.filter.work_folder import commit
 from align.formats.raw import SCHEMA
 from align.formats.statuses import FAILED_TO_DOWNLOAD, SUCCESS
 from align.formats.tar import TarWriter
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.services.executors.executors import LocalExecutor
 
 SHARD_SIZE = 10_000
@@ -54,7 +54,7 @@ def synthesise(
         (folder / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"word": _vocabulary()}), folder / "vocabulary.parquet")
     for _ in LocalExecutor(num_workers).map(
-        Step(nullcontext, partial(_shard, folder, picture)), range(-(-num_pairs // SHARD_SIZE))
+        Task(nullcontext, partial(_shard, folder, picture)), range(-(-num_pairs // SHARD_SIZE))
     ):
         pass
     (folder / "vocabulary.parquet").unlink()

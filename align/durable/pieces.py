@@ -21,20 +21,13 @@ from align.durable.locks import take
 from align.durable.processes import in_threads
 from align.durable.work import CLAIMS
 from align.errors import DataError
-from align.interfaces.executor import Executor, In, Step
+from align.interfaces.executor import Executor, In, Task
 from align.interfaces.store import SharedPieces
 
 T = TypeVar("T")
 
 #: Pieces that are brought at the same time.
 _NUM_THREADS = 8
-#: A folder of this machine, if a cluster has sent this process a task.
-_scratch: list[Path] = []
-
-
-def work_in(scratch: Path) -> None:
-    """Says that this process does tasks of a cluster, in a folder of this machine."""
-    _scratch[:] = [scratch]
 
 
 @dataclass(frozen=True)
@@ -59,18 +52,24 @@ class Pieces:
     Attributes:
         folder: the work folder.
         shared: where machines without a common disk share finished pieces; None: all see the folder.
+        is_lent: whether the folder is that of a cluster's machine, which keeps only what its tasks read.
     """
 
     folder: Path
     shared: SharedPieces | None = None
+    is_lent: bool = False
 
-    def here(self) -> Pieces:
-        """The same pieces in the folder of this machine. A task of a cluster begins with this."""
-        if self.shared is None or not _scratch:
+    def here(self, scratch: Path | None) -> Pieces:
+        """The same pieces in the folder of this machine. A task of a cluster begins with this.
+
+        Args:
+            scratch: what a `Task` gets from `nullcontext`: the folder of a cluster's machine, or None.
+        """
+        if self.shared is None or scratch is None:
             return self
-        folder = _scratch[0] / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16]
+        folder = scratch / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        return replace(self, folder=folder)
+        return replace(self, folder=folder, is_lent=True)
 
     def make(self, piece: Piece, make: Callable[[], T]) -> T | None:
         """Makes a piece, unless it is complete; then the result is None.
@@ -94,7 +93,7 @@ class Pieces:
     def give(self, piece: Piece) -> None:
         """`share`, by a task: a cluster's machine keeps only what its tasks read."""
         self.share(piece)
-        if self.shared is not None and _scratch:
+        if self.is_lent:
             for file in (piece.last, *piece.others()):
                 (self.folder / file).unlink(missing_ok=True)
 
@@ -125,7 +124,7 @@ class Pieces:
         make: Callable[[Any, In], None],
         items: Mapping[Piece, In],
         what: str,
-        resource: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        resource: Callable[[Path | None], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Makes the pieces that are complete nowhere, each from its item, and brings all of them here.
 
@@ -134,10 +133,10 @@ class Pieces:
             make: of one item: makes its piece.
             items: of each piece.
             what: words for the progress, such as "shard: shards".
-            resource: what each process opens first, see `Step`.
+            resource: what each process opens first, see `Task`.
         """
         lacking = [items[piece] for piece in self.missing(list(items))]
-        done = executor.map(Step(resource, make, f"{what}: {{}}".format), lacking)
+        done = executor.map(Task(resource, make, f"{what}: {{}}".format), lacking)
         for _ in track(done, what=what, total=len(lacking)):
             pass
         self.bring(items)

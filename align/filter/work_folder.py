@@ -7,6 +7,7 @@ so a killed run resumes at the shard where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats import filtered
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.interfaces.store import SharedPieces
 
 T = TypeVar("T")
@@ -53,7 +54,14 @@ OfShards = Callable[[], Iterator[pa.Table]]
 #: Tables that are shared at the same time.
 _NUM_THREADS = 8
 #: Freed memory is reused between shards; blocks of 32 MiB or more, such as large pictures, return to the system.
-memory_kept = partial(freed_memory_kept, 64 << 20)
+_KEPT_BYTES = 64 << 20
+
+
+@contextmanager
+def memory_kept(scratch: Path | None) -> Iterator[Path | None]:
+    """The resource of a process: keeps freed memory."""
+    with freed_memory_kept(_KEPT_BYTES):
+        yield scratch
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class WorkFolder:
                 for _ in in_threads(self.pieces.share, given, _NUM_THREADS):
                     pass
             one = partial(_fill_one, self, table, function, tuple(reads), of_shard and of_shard[0])
-            done = executor.map(Step(memory_kept, one, _table_of), lacking)
+            done = executor.map(Task(memory_kept, one, _table_of), lacking)
             for _ in track(done, what=_WHAT.get(table, "filter: shards, near-duplicates"), total=len(lacking)):
                 pass
         self.pieces.bring(pieces)
@@ -160,10 +168,10 @@ def _fill_one(
     function: Callable[[WorkFolder, NumberedShard], None],
     reads: Sequence[Piece],
     of_shard: str | None,
-    _: None,
+    scratch: Path | None,
     item: NumberedShard,
 ) -> None:
-    pieces, name = work.pieces.here(), item[1].name
+    pieces, name = work.pieces.here(scratch), item[1].name
     work = replace(work, path=pieces.folder)
     tables = [*(["pairs"] if table in _READ_PAIRS else []), *([of_shard] if of_shard else [])]
     pieces.bring([*reads, *(work.piece(one, name) for one in tables)])

@@ -39,6 +39,7 @@ from align.pairs import picture
 _SAMPLES_AT_ONCE = 64 * IMAGES_AT_ONCE
 #: Of thumbnails: one of 160 px takes about 3 kB.
 _QUALITY = 65
+_Opened = tuple[Pieces, Encoder]
 _EMBEDDED, _MODEL = PIECES = (".embedded", ".model")
 
 
@@ -78,7 +79,7 @@ def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model:
         CorruptError: a tar's bytes do not match the manifest.
         ServiceError: a server is unavailable.
     """
-    resource: Callable[[], AbstractContextManager[Encoder]] = partial(nullcontext, encoder)  # type: ignore[assignment]  # mypy takes its form without a value
+    resource: Callable[[Path | None], AbstractContextManager[_Opened]] = partial(_given, work.pieces, encoder)
     if executor.is_cluster:
         shutil.rmtree(work.pieces.folder / _MODEL, ignore_errors=True)  # of a killed run; DVC's files are read-only
         shutil.copytree(model, work.pieces.folder / _MODEL)
@@ -120,16 +121,21 @@ def thumbnail(image: bytes, side_px: int) -> bytes:
     return picture.thumbnail(image, side_px, quality=_QUALITY, optimize=True)
 
 
+def _given(pieces: Pieces, encoder: Encoder, _: Path | None) -> AbstractContextManager[_Opened]:
+    return nullcontext((pieces, encoder))
+
+
 @contextmanager
-def _opened(pieces: Pieces, last: str) -> Iterator[Encoder]:
+def _opened(pieces: Pieces, last: str, scratch: Path | None) -> Iterator[_Opened]:
     """The model on a machine of a cluster."""
-    pieces = pieces.here()
+    pieces = pieces.here(scratch)
     pieces.bring([Piece("model", last)])
-    yield Embedder.load(pieces.folder / _MODEL)
+    yield pieces, Embedder.load(pieces.folder / _MODEL)
 
 
-def _embed_tar(work: EmbedWork, encoder: Encoder, task: ShardTask) -> None:
-    work = replace(work, pieces=work.pieces.here())
+def _embed_tar(work: EmbedWork, opened: _Opened, task: ShardTask) -> None:
+    pieces, encoder = opened
+    work = replace(work, pieces=pieces)
     piece = work.piece(task)
     work.pieces.make(piece, lambda: write_table(_embedded(work, encoder, task), work.pieces.folder / piece.last))
 

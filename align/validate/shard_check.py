@@ -41,7 +41,7 @@ from align.formats.shards import (
     index_bytes,
     local_tar,
 )
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
 
@@ -123,9 +123,9 @@ class ShardsWork:
     image_px: int
     fetch: FetchTar | None = None
 
-    def here(self) -> ShardsWork:
+    def here(self, scratch: Path | None) -> ShardsWork:
         """The same in the folder of this machine. A task begins with this."""
-        return replace(self, pieces=self.pieces.here())
+        return replace(self, pieces=self.pieces.here(scratch))
 
     def file(self, name: str) -> Path:
         """A file of the work folder."""
@@ -189,10 +189,10 @@ def pair_number(key: str, image_id: str, text: str) -> int:
 
 def kept_pairs(filtered: Path, executor: Executor) -> int:
     """The sum of the kept pairs; each file of decisions is a task."""
-    return sum(executor.map(Step(nullcontext, _kept_pairs), decision_parts(filtered))) % _SUM
+    return sum(executor.map(Task(nullcontext, _kept_pairs), decision_parts(filtered))) % _SUM
 
 
-def _kept_pairs(_: None, part: Path) -> int:
+def _kept_pairs(_: Path | None, part: Path) -> int:
     total, columns = 0, ["key", "image_id", "text"]
     with pq.ParquetFile(part) as file:
         for batch in file.iter_batches(columns=["keep", *columns]):
@@ -217,8 +217,8 @@ def check_folder(directory: Path, manifest: Manifest) -> Faults:
     return faults
 
 
-def _check(work: ShardsWork, _: None, task: ShardTask) -> None:
-    work = work.here()
+def _check(work: ShardsWork, scratch: Path | None, task: ShardTask) -> None:
+    work = work.here(scratch)
     if task.split == "train":
         work.pieces.bring([_HELD_OUT])
     work.pieces.make(work.checked(task), partial(check_shard, work, task))

@@ -23,7 +23,7 @@ from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.services.executors.executors import open_executor
 from tests.support.killing import digests
 from tests.support.params import load_params
@@ -70,11 +70,11 @@ def test_an_item_that_kills_its_process_is_put_aside(cluster, tmp_path):
     def squared(_, number):  # nested: the workers cannot import the tests
         return os._exit(9) if number == 13 else number * number
 
-    step = Step(nullcontext, squared, "number {}".format)
+    task = Task(nullcontext, squared, "number {}".format)
     with open_executor(config, tmp_path) as executor:
-        assert list(executor.map(replace(step, instead=abs), [3, 13, 5, 1])) == [9, 13, 25, 1]
+        assert list(executor.map(replace(task, instead=abs), [3, 13, 5, 1])) == [9, 13, 25, 1]
         with pytest.raises(DataError, match="number 13: its process was lost on each try, the last ones with nothing"):
-            list(executor.map(step, [3, 13]))
+            list(executor.map(task, [3, 13]))
 
 
 @pytest.fixture(scope="module")

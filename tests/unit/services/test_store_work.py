@@ -220,10 +220,9 @@ def test_a_server_that_ignores_conditions_is_refused(client, monkeypatch, ignore
     assert client.objects == {}
 
 
-def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(client, tmp_path, monkeypatch):
-    monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
-    pieces = Pieces(tmp_path / "nowhere", work()).here()
-    assert pieces.folder.parent == tmp_path / "machine" and pieces.here() == pieces
+def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(client, tmp_path):
+    pieces = Pieces(tmp_path / "nowhere", work()).here(tmp_path / "machine")
+    assert pieces.folder.parent == tmp_path / "machine" and pieces.here(tmp_path / "machine") == pieces
     assert pieces.make(PIECE, lambda: make(pieces.folder, "one")) == FILES
     assert found(pieces.folder) == {}
     assert pieces.make(PIECE, lambda: make(pieces.folder, "another")) is None
@@ -234,9 +233,8 @@ def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(c
         pieces.bring([Piece("1", "1.parquet")])
 
 
-def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(client, tmp_path, monkeypatch):
-    monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
-    pieces = Pieces(tmp_path / "nowhere", work()).here()
+def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(client, tmp_path):
+    pieces = Pieces(tmp_path / "nowhere", work()).here(tmp_path / "machine")
     pieces.make(PIECE, lambda: make(pieces.folder, "one"))
     assert pieces.read("0", "0.tar", 2, 3) == b"e 0"
     for piece, name in (("0", "1.tar"), ("1", "0.tar")):

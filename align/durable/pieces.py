@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.display.console import say, track
+from align.durable.files import link, temporary_name
 from align.durable.locks import take
 from align.durable.processes import in_threads
-from align.durable.work import CLAIMS
-from align.errors import DataError
+from align.durable.work import CLAIMS, NEW
+from align.errors import CorruptError, DataError
 from align.interfaces.executor import Executor, In, Task
-from align.interfaces.store import SharedPieces
+from align.interfaces.store import SharedResults
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ class Pieces:
     """
 
     folder: Path
-    shared: SharedPieces | None = None
+    shared: SharedResults | None = None
     is_lent: bool = False
 
     def here(self, scratch: Path | None) -> Pieces:
@@ -75,7 +77,7 @@ class Pieces:
         """Makes a piece, unless it is complete; then the result is None.
 
         Raises:
-            DataError, CorruptError, ServiceError: as `SharedPieces.publish`.
+            DataError, CorruptError, ServiceError: as `SharedResults`.
         """
         (self.folder / CLAIMS).mkdir(exist_ok=True)
         with (self.folder / CLAIMS / f"{piece.name}.lock").open("a+") as lock:  # the system ends it with its process
@@ -99,15 +101,22 @@ class Pieces:
 
     def share(self, piece: Piece) -> None:
         """Gives a complete piece of this folder to the other machines."""
-        if self.shared is not None:
-            self.shared.publish(piece.name, self.folder, [*piece.others(), piece.last])
+        if self.shared is None:
+            return
+        with self._beside(piece) as new:
+            for file in (*piece.others(), piece.last):
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                link(self.folder / file, new / file)
+            if self.shared.publish(piece.name, new):
+                return
+        self._bring(piece)  # another machine's counts
 
     def bring(self, pieces: Iterable[Piece]) -> None:
         """Brings complete pieces here, unless they are here.
 
         Raises:
-            DataError: a piece is not complete anywhere, or as `SharedPieces.fetch`.
-            CorruptError, ServiceError: as `SharedPieces.fetch`.
+            DataError: a piece is not complete anywhere, or as `SharedResults.fetch`.
+            CorruptError, ServiceError: as `SharedResults.fetch`.
         """
         for _ in in_threads(
             self._bring, [one for one in pieces if not (self.folder / one.last).exists()], _NUM_THREADS
@@ -115,8 +124,26 @@ class Pieces:
             pass
 
     def _bring(self, piece: Piece) -> None:
-        if self.shared is None or not self.shared.fetch(piece.name, self.folder, piece.last):
-            raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
+        with self._beside(piece) as new:
+            if self.shared is None or not self.shared.fetch(piece.name, new):
+                raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
+            files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+            hidden = [file for file in files if file.startswith(".") and "/" not in file]  # the folder's own
+            if hidden or piece.last not in files:
+                raise CorruptError(f"{self.shared.location}: {piece.name} has other files: {', '.join(files)}")
+            (self.folder / piece.last).unlink(missing_ok=True)
+            for file in (*(each for each in files if each != piece.last), piece.last):
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (new / file).replace(self.folder / file)
+
+    @contextmanager
+    def _beside(self, piece: Piece) -> Iterator[Path]:
+        new = temporary_name(self.folder / NEW)
+        new.mkdir(parents=True)
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def fill(
         self,

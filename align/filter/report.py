@@ -17,7 +17,15 @@ from align.filter.tables import MASKS
 from align.formats import filtered
 from align.interfaces.sql import Engine
 
-_WORK_TABLES = ("verdicts.parquet", "decided.parquet", "pairs/*.parquet", "scored/*.parquet")
+#: In the work folder.
+_TABLES = (
+    "judged/verdicts.parquet",
+    "decided/decided.parquet",
+    "scored/*/scored.parquet",
+    f"written/*/{filtered.DECISIONS}.parquet",
+    f"written/*/{filtered.FACTS}.parquet",
+    filtered.IMAGES,
+)
 
 
 class FunnelRow(BaseModel):
@@ -103,8 +111,8 @@ def report_on(
         sets: name -> sha256 of the evaluation sets.
         shown: the pairs of a few shards.
     """
-    for file in (f"{filtered.DECISIONS}/*.parquet", f"{filtered.FACTS}/*.parquet", filtered.IMAGES, *_WORK_TABLES):
-        engine.view(file.partition("/")[0].partition(".")[0], work / file)
+    for file in _TABLES:
+        engine.view(Path(file).stem, work / file)
     alone: Counter[str] = Counter()
     first: Counter[str] = Counter()
     for mask, num in engine.rows(MASKS):
@@ -146,7 +154,7 @@ def report_on(
         num_evaluation_sets=len(sets),
         evaluation_sets=dict(sets),
         evaluation_matches=matches,
-        vocabulary=Vocabulary.model_validate_json((work / "vocabulary.json").read_bytes()),
+        vocabulary=Vocabulary.model_validate_json((work / "judged/vocabulary.json").read_bytes()),
         funnel=funnel,
         overview=overview,
     )

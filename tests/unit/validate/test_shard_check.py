@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.durable.pieces import Pieces
+from align.durable.steps import Work
 from align.errors import CorruptError, DataError, ServiceError
 from align.formats.shards import Sample, digest_of, read_manifest
 from align.services.executors.executors import LocalExecutor
@@ -48,7 +48,7 @@ def write(root, num_images=3):
 
 def work_on(root, scratch, fetch=None):
     scratch.mkdir(exist_ok=True)
-    return ShardsWork(Pieces(scratch), root, PX, fetch)
+    return ShardsWork(Work(scratch), root, PX, fetch)
 
 
 def check(root, scratch, fetch=None):

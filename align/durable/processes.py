@@ -32,22 +32,15 @@ _WINDOW = 16
 _MAX_CULPRITS, _FIRST_CULPRITS = 16, 3
 
 
-def in_processes(task: Task[Kept, In, Out], items: Iterable[In], num_workers: int | None) -> Iterator[Out]:
-    """Does each item in worker processes, which end with this process, even when it is killed.
+def in_processes(task: Task[Kept, In, Out], items: Iterable[In], count: int) -> Iterator[Out]:
+    """Does each item in one of `count` worker processes, which end with this process, even when it is killed.
 
-    A worker process opens the task's resource before its first item and never closes it: the end of the process does.
     One worker means that this process does the work: then an item that takes too much memory gets the whole run killed.
-
-    Args:
-        task: what to do; an item is done again where a worker died.
-        items: what to do it with.
-        num_workers: processes; None: one per core.
 
     Raises:
         What the function raises; DataError if a culprit ends the run (it is named), or if there are so many
         that the machine is to blame.
     """
-    count = num_workers or os.cpu_count() or 1
     if count == 1:
         with task.resource(None) as kept:
             yield from map(partial(task.function, kept), items)
@@ -158,8 +151,8 @@ def _workers(count: int, task: Task[Any, Any, Any]) -> Iterator[ProcessPoolExecu
 
     Each gets the task once: it may hold the names of a hundred thousand files.
     """
-    work = task.resource, task.function
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=work)
+    spawn, given = multiprocessing.get_context("spawn"), (task.resource, task.function)
+    pool = ProcessPoolExecutor(count, spawn, initializer=_begin, initargs=given)
     try:
         yield pool
     finally:
@@ -167,12 +160,7 @@ def _workers(count: int, task: Task[Any, Any, Any]) -> Iterator[ProcessPoolExecu
 
 
 class Worker(Generic[Kept, In, Out]):
-    """Does items in this process, with a resource that it opens before the first one and never closes.
-
-    Args:
-        resource, function: of a `Task`.
-        scratch: the folder that a cluster's machine has for files of tasks; None in a process of this machine.
-    """
+    """Does items in this process. It opens the resource before the first one and never closes it: see `Task`."""
 
     def __init__(
         self,

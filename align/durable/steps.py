@@ -44,21 +44,13 @@ class Work:
     is_lent: bool = False
 
     def here(self, scratch: Path | None) -> Work:
-        """The same results on this machine.
-
-        Args:
-            scratch: the folder that a cluster's machine has for files of tasks; None in a process of this machine.
-        """
+        """The same results on the machine of a task; `scratch` is its folder for files of tasks, see `Task`."""
         if self.shared is None or scratch is None:
             return self
         return Work(scratch / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16], self.shared, is_lent=True)
 
     def make(self, result: str, fill: Callable[[Path], object]) -> None:
-        """Makes a result, unless it is complete somewhere.
-
-        Args:
-            result: its path in the folder, such as `measured/00000`.
-            fill: writes its files to a new folder.
+        """Makes a result such as `measured/00000`, unless it is complete somewhere: `fill` gets a new folder.
 
         Raises:
             CorruptError, DataError, ServiceError: as `SharedResults.publish` and `fetch`.
@@ -112,25 +104,19 @@ class Work:
         return self.shared.open(result, file)
 
     def run(self, step: Step[Any, In], items: Mapping[str, In], executor: Executor) -> None:
-        """Makes the results of a step that are complete nowhere, and brings all of them here.
-
-        Args:
-            step: what is made.
-            items: by name.
-            executor: makes them.
-        """
+        """Makes the results of a step, of items by their names, that are complete nowhere; brings all of them here."""
         finished = self.shared.finished() if self.shared else frozenset()
-        results = {name: f"{step.name}/{name}" for name in items}
+        results = [f"{step.name}/{name}" for name in items]
         lacking = [
-            (name, items[name])
-            for name, result in results.items()
+            item
+            for item, result in zip(items.items(), results, strict=True)
             if result not in finished and not (self.folder / result).is_dir()
         ]
         if lacking:  # otherwise processes would start without work
-            task = Task(partial(_opened, self, step.resource), partial(_make, step), partial(_named, step.what))
+            task = Task(partial(_opened, self, step), partial(_make, step), f"{step.what}: {{0[0]}}".format)
             for _ in track(executor.map(task, lacking), what=step.what, total=len(lacking)):
                 pass
-        self.fetch(results.values())
+        self.fetch(results)
 
     @contextmanager
     def _new(self, result: str) -> Iterator[Path]:
@@ -164,11 +150,9 @@ class Step(Generic[Kept, In]):
 
 
 @contextmanager
-def _opened(
-    work: Work, resource: Callable[[Work], AbstractContextManager[Kept]], scratch: Path | None
-) -> Iterator[tuple[Work, Kept]]:
+def _opened(work: Work, step: Step[Kept, Any], scratch: Path | None) -> Iterator[tuple[Work, Kept]]:
     here = work.here(scratch)
-    with resource(here) as kept:
+    with step.resource(here) as kept:
         yield here, kept
 
 
@@ -180,10 +164,6 @@ def _make(step: Step[Kept, In], opened: tuple[Work, Kept], item: tuple[str, In])
         step.make(kept, out, value)
 
     work.make(f"{step.name}/{name}", fill)
-
-
-def _named(what: str, item: tuple[str, Any]) -> str:
-    return f"{what}: {item[0]}"
 
 
 def _put(out: Path, path: Path) -> None:

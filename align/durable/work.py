@@ -1,8 +1,8 @@
 """How a stage works shard by shard: a folder in which a killed run resumes.
 
-A stage with many shards keeps its finished pieces in a work folder next to its output (`.NAME.part`); a rename commits
-each piece. The folder carries a key, a digest of everything that decides its bytes: a run with the same key resumes
-there, a run with another key starts again. Tasks share the folder (`align.durable.pieces`).
+A stage keeps what is finished in a work folder next to its output (`.NAME.part`); a rename commits each result
+(`align.durable.steps`). The folder carries a key, a digest of everything that decides its bytes: a run with the same
+key resumes there, a run with another key starts again.
 """
 
 from __future__ import annotations

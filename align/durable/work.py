@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,10 @@ def key_of(*values: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True, default=str).encode()).hexdigest()
 
 
-def finish(folder: Path) -> None:
-    """Says that a work folder has its whole output: what is left to do only moves and removes files."""
+def finish(folder: Path, outs: Iterable[Path]) -> None:
+    """Says that a work folder has its whole output, once that is on the disk: what is left to do only removes files."""
+    for out in outs:
+        fsync_all(out)
     write_text(folder / _KEY_FILE, json.dumps({"key": _key_in(folder), "finished": True}) + "\n")
 
 

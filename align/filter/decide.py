@@ -35,7 +35,7 @@ from align.filter.rules import codes_of
 from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
 from align.filter.work_folder import FilterWork, NumberedShard, Shards, write_table
 from align.formats import filtered
-from align.formats.raw import RawShard, iter_images
+from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
 from align.interfaces.sql import ROWS_AT_ONCE, Engine
 from align.pairs.languages import languages
@@ -58,7 +58,7 @@ def compare_texts(model: ModelFile, work: FilterWork, out: Path, item: NumberedS
     row_numbers = work.rows("remaining/remaining", index)["row_number"].to_numpy()
     cosines: list[tuple[int, float | None]] = []
     if len(row_numbers):
-        pairs = pq.read_table(_measured(work, shard, "pairs"), columns=["image_key", "text"])
+        pairs = pq.read_table(work.measured(shard, "pairs"), columns=["image_key", "text"])
         texts: dict[str, list[tuple[int, str]]] = {}
         for row_number, row in zip(row_numbers.tolist(), pairs.take(row_numbers % MAX_ROWS).to_pylist(), strict=True):
             texts.setdefault(row["image_key"], []).append((row_number, row["text"]))
@@ -150,8 +150,8 @@ def write_decisions(work: FilterWork, out: Path, item: NumberedShard) -> None:
     """Writes `decisions`, `facts` and `known_images` (KNOWN_IMAGES) of a shard."""
     index, shard = item
     known = _known(work.rows("judged/verdicts", index, _JUDGED), work.rows("decided/decided", index))
-    pairs = pq.ParquetFile(_measured(work, shard, "pairs"), pre_buffer=False).read(_SHOWN, use_threads=False)
-    images = pq.ParquetFile(_measured(work, shard, "images"), pre_buffer=False).read(_OF_IMAGES, use_threads=False)
+    pairs = pq.ParquetFile(work.measured(shard, "pairs"), pre_buffer=False).read(_SHOWN, use_threads=False)
+    images = pq.ParquetFile(work.measured(shard, "images"), pre_buffer=False).read(_OF_IMAGES, use_threads=False)
     masks = known["mask"].combine_chunks()
     pairs = _with_languages(pairs, pc.equal(masks, 0))
     write_table(_images(images, known), out / "known_images.parquet")
@@ -161,10 +161,6 @@ def write_decisions(work: FilterWork, out: Path, item: NumberedShard) -> None:
     ):
         with _writer(out / f"{table}.parquet", rows.schema) as writer:
             writer.write_table(rows, filtered.ROWS_AT_ONCE)
-
-
-def _measured(work: FilterWork, shard: RawShard, table: str) -> Path:
-    return work.folder / "measured" / shard.name / f"{table}.parquet"
 
 
 def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:

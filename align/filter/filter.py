@@ -33,7 +33,7 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.console import say, track
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory, sha256_file, to_json, write_text
+from align.durable.files import link, replace_directory, sha256_file, to_json, write_text
 from align.durable.processes import in_threads
 from align.durable.steps import Step, Work
 from align.durable.work import SCRATCH, finish, is_finished, key_of, work_directory
@@ -59,6 +59,9 @@ from align.services.executors.executors import open_executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, fetcher
 from align.services.store_work import open_work
+
+#: The outs that have a file for each shard.
+_BY_SHARD = (filtered.DECISIONS, filtered.FACTS)
 
 
 def judge(engine: Engine, work: FilterWork, shards: Shards, raw: Path, out: Path) -> None:
@@ -124,7 +127,7 @@ def _rare_ngrams_shown(engine: Engine, work: FilterWork, shards: Shards) -> list
     ranges = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in shards]
     (engine.scratch / "shown_words").mkdir()
     for _, shard in shards:
-        words = word_table(work.folder / "measured" / shard.name / "pairs.parquet")
+        words = word_table(work.measured(shard, "pairs"))
         write_table(words, engine.scratch / "shown_words" / f"{shard.name}.parquet")
     engine.view("shown_words", engine.scratch / "shown_words/*.parquet")
     bigrams = engine.rows(ngrams.rare_ngrams("bigrams", "bigrams", ranges))
@@ -195,8 +198,8 @@ def filter_pairs(
                 shards = _in_the_store(shards, store)
             sql = engine_config.for_sql(store) if store else engine_config
             _decide_all(work, executor, shards, sets, folders, sql)
-            finish(path)
-        _publish(path, shards)
+            _publish(path, shards)
+        _remove_results(path)
     return read_report(folders.reports)
 
 
@@ -256,15 +259,19 @@ def _scratch(path: Path) -> Path:
 
 
 def _publish(path: Path, shards: Shards) -> None:
-    """Moves what was written of each shard to where data/filtered has it, and removes the other results."""
-    outs = (filtered.DECISIONS, filtered.FACTS)
-    for table in outs:
+    """Puts what was written of each shard where data/filtered has it, too; then the folder is finished."""
+    for table in _BY_SHARD:
         (path / table).mkdir(exist_ok=True)
         for _, shard in shards:
-            if (written := path / "written" / shard.name / f"{table}.parquet").exists():
-                os.replace(written, path / table / f"{shard.name}.parquet")
+            out = path / table / f"{shard.name}.parquet"
+            out.unlink(missing_ok=True)  # of a killed run
+            link(path / "written" / shard.name / f"{table}.parquet", out)
+    finish(path, [path / name for name in (*_BY_SHARD, filtered.IMAGES)])
+
+
+def _remove_results(path: Path) -> None:
     for entry in path.iterdir():
-        if entry.is_dir() and entry.name not in (*outs, SCRATCH):
+        if entry.is_dir() and entry.name not in (*_BY_SHARD, SCRATCH):
             shutil.rmtree(entry)
 
 

@@ -14,18 +14,10 @@ from align.display.report import Report
 from align.filter.overview import Overview, ShownPair, overview_metrics, overview_of
 from align.filter.rules import codes_of, conditions
 from align.filter.tables import MASKS
-from align.formats import filtered
 from align.interfaces.sql import Engine
 
 #: In the work folder.
-_TABLES = (
-    "judged/verdicts.parquet",
-    "decided/decided.parquet",
-    "scored/*/scored.parquet",
-    f"written/*/{filtered.DECISIONS}.parquet",
-    f"written/*/{filtered.FACTS}.parquet",
-    filtered.IMAGES,
-)
+_TABLES = ("judged/verdicts", "decided/decided", "scored/*/scored", "written/*/decisions", "written/*/facts", "images")
 
 
 class FunnelRow(BaseModel):
@@ -111,8 +103,8 @@ def report_on(
         sets: name -> sha256 of the evaluation sets.
         shown: the pairs of a few shards.
     """
-    for file in _TABLES:
-        engine.view(Path(file).stem, work / file)
+    for table in _TABLES:
+        engine.view(table.rpartition("/")[2], work / f"{table}.parquet")
     alone: Counter[str] = Counter()
     first: Counter[str] = Counter()
     for mask, num in engine.rows(MASKS):

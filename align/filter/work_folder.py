@@ -75,13 +75,16 @@ class FilterWork:
 
     def run(self, step: Step[FilterWork, NumberedShard], shards: Shards, executor: Executor) -> None:
         """Does a step with the shards that lack it; its resource is this work, on the machine of the task."""
-        step = replace(step, resource=self._opened)
-        self.work.run(step, {item[1].name: item for item in shards}, executor)
+        self.work.run(replace(step, resource=self._opened), {item[1].name: item for item in shards}, executor)
 
     @contextmanager
     def _opened(self, here: Work) -> Iterator[FilterWork]:
         with freed_memory_kept(_KEPT_BYTES):
             yield replace(self, work=here)
+
+    def measured(self, shard: RawShard, table: str) -> Path:
+        """A table that was measured of a shard, such as `pairs`."""
+        return self.folder / "measured" / shard.name / f"{table}.parquet"
 
     def rows(self, table: str, index: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of shard `index` in a table of all shards, such as `judged/verdicts`."""
@@ -98,15 +101,10 @@ class FilterWork:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a table of a result."""
-    with_statistics = [name for name in ("row_number", "key") if name in table.column_names]
+    stated = [name for name in ("row_number", "key") if name in table.column_names]
     # Most columns are random numbers; packing the others would cost more than it saves in reading. BIGRAMS has many
     # rows per row number.
     encoding = {"row_number": "DELTA_BINARY_PACKED"} if table.schema.equals(BIGRAMS) else None
     pq.write_table(
-        table,
-        path,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=with_statistics,
-        column_encoding=encoding,
+        table, path, compression="none", use_dictionary=False, write_statistics=stated, column_encoding=encoding
     )

@@ -195,6 +195,24 @@ def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(tmp
     assert bytes_of(tmp_path / "resumed") == bytes_of(tmp_path / "whole")
 
 
+def test_a_run_that_ends_while_it_removes_its_results_has_nothing_left_to_do(tmp_path, monkeypatch):
+    raw = shards(tmp_path / "raw", 2)
+    run(raw, tmp_path / "calm")
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("align.filter.filter._remove_results", cut_off)
+        run(raw, tmp_path / "cut off")
+    shutil.rmtree(tmp_path / "cut off/.filtered.part/written")  # it had begun
+    with monkeypatch.context() as patch:
+        patch.setattr("align.filter.filter._decide_all", cut_off)
+        report = run(raw, tmp_path / "cut off")
+    assert report == run(raw, tmp_path / "again")
+    assert bytes_of(tmp_path / "cut off") == bytes_of(tmp_path / "calm")
+
+
 @pytest.mark.parametrize("column", ["reasons", "num_words", "phash"])  # of decisions, facts, known_images alone
 def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(tmp_path, monkeypatch, column):
     raw = stock_folder(tmp_path / "raw", [(f"a text number {n} here", noise(n)) for n in range(3)])

@@ -96,11 +96,7 @@ class Culprits(Generic[In, Out]):
         self.num_good = 0
 
     def result(self, item: In, how: str) -> Out:
-        """What the task gives instead.
-
-        Args:
-            item: the culprit.
-            how: what is known of it, for the message.
+        """What the task gives instead of the culprit's result; `how` says what is known of it.
 
         Raises:
             DataError: the task gives nothing instead, or there are too many culprits.

@@ -2,8 +2,8 @@
 
 Batches end with their tar, so its vectors are the same whoever computes them, and in whatever order.
 
-    embedded/NAME/images.arrow   a row for each image of a tar
-    model/                       the model, for the machines of a cluster
+    .embedded/NAME/images.arrow   a row for each image of a tar
+    .model/                       the model, for the machines of a cluster
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from align.pairs import picture
 _SAMPLES_AT_ONCE = 64 * IMAGES_AT_ONCE
 #: Of thumbnails: one of 160 px takes about 3 kB.
 _QUALITY = 65
-#: The results in the work folder.
-RESULTS = _EMBEDDED, _MODEL = "embedded", "model"
+#: The results in the work folder: hidden, since what is not is of the index.
+RESULTS = _EMBEDDED, _MODEL = ".embedded", ".model"
 _IMAGES = "images.arrow"
 
 

@@ -118,6 +118,13 @@ class Work:
                 pass
         self.fetch(results)
 
+    def drop(self, steps: Iterable[str]) -> None:
+        """Removes the results of steps that nobody needs any more, each step at once: a part of one counts as whole."""
+        with self._new("dropped") as out:
+            for name in steps:
+                if (self.folder / name).is_dir():
+                    (self.folder / name).rename(out / name)
+
     @contextmanager
     def _new(self, result: str) -> Iterator[Path]:
         """A new folder, which is removed at the end unless it has been renamed."""
@@ -146,7 +153,7 @@ class Step(Generic[Kept, In]):
     make: Callable[[Kept, Path, In], object]
     what: str
     needs: Sequence[str] = ()
-    resource: Callable[[Work], AbstractContextManager[Kept]] = nullcontext
+    resource: Callable[[Work], AbstractContextManager[Any]] = nullcontext
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def filter_pairs(
             sql = engine_config.for_sql(store) if store else engine_config
             _decide_all(work, executor, shards, sets, folders, sql)
             _publish(path, shards)
-        _remove_results(path)
+        Work(path).drop(one.name for one in path.iterdir() if one.is_dir() and one.name not in (*_BY_SHARD, SCRATCH))
     return read_report(folders.reports)
 
 
@@ -267,12 +267,6 @@ def _publish(path: Path, shards: Shards) -> None:
             out.unlink(missing_ok=True)  # of a killed run
             link(path / "written" / shard.name / f"{table}.parquet", out)
     finish(path, [path / name for name in (*_BY_SHARD, filtered.IMAGES)])
-
-
-def _remove_results(path: Path) -> None:
-    for entry in path.iterdir():
-        if entry.is_dir() and entry.name not in (*_BY_SHARD, SCRATCH):
-            shutil.rmtree(entry)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,8 +259,7 @@ def index(
             return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
         report = _ask(labelled, LabelledSearch(images, model.encoder, picture, text_weight), reports)
-        for name in RESULTS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        work.work.drop(RESULTS)
     return report
 
 

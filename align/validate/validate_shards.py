@@ -11,7 +11,6 @@ A failure can be accepted with `align validate --accept`, which looks at both ga
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 
@@ -98,8 +97,7 @@ def validate_shards(
             prefix="quality_shards",
             metrics={"quality_shards/num_images": faults.num_images, "quality_shards/num_shards": num_shards},
         )
-        for name in RESULTS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        work.work.drop(RESULTS)
         write_gate(report, shards_page(report, manifest, faults), folder)
     require_holds(report, reports)
     return report

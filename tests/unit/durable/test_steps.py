@@ -75,6 +75,16 @@ def test_a_failure_leaves_no_result_and_nothing_beside_it(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and not (tmp_path / "written").exists()
 
 
+def test_what_is_dropped_goes_at_once(tmp_path, monkeypatch):
+    work = Work(tmp_path)
+    work.run(WRITTEN, {"a": "one", "b": "two"}, LocalExecutor(1))
+    work.make("head", lambda out: (out / "text").write_text("a"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("align.durable.steps.shutil.rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        work.drop(["written", "never made"])  # it is killed while it removes the files
+    assert read(tmp_path) == {"head/text": "a"}
+
+
 def make_with(folder, barrier, name):
     """Makes a result whose files name this maker, at the same time as another process."""
 

@@ -203,7 +203,7 @@ def test_a_run_that_ends_while_it_removes_its_results_has_nothing_left_to_do(tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("align.filter.filter._remove_results", cut_off)
+        patch.setattr("align.filter.filter.Work.drop", cut_off)
         run(raw, tmp_path / "cut off")
     shutil.rmtree(tmp_path / "cut off/.filtered.part/written")  # it had begun
     with monkeypatch.context() as patch:

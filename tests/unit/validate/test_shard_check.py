@@ -239,17 +239,17 @@ def test_a_killed_run_checks_no_tar_twice(tmp_path, monkeypatch):
     work, checked = work_on(root, tmp_path / "scratch"), []
     check_one = shard_check.check_shard
 
-    def killed(work, task):
+    def killed(work, out, task):
         if len(checked) == 1:
             raise KeyboardInterrupt
         checked.append(task.name)
-        check_one(work, task)
+        check_one(work, out, task)
 
     monkeypatch.setattr(shard_check, "check_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         check_shards(work, LocalExecutor(1), read_manifest(root))
     assert checked == ["val-00000"]
-    monkeypatch.setattr(shard_check, "check_shard", lambda *one: (checked.append(one[1].name), check_one(*one)))
+    monkeypatch.setattr(shard_check, "check_shard", lambda *one: (checked.append(one[2].name), check_one(*one)))
     assert check_shards(work, LocalExecutor(1), read_manifest(root)) == expected
     assert checked == ["val-00000", "train-00000"]
 

@@ -60,7 +60,7 @@ def score_shard(compares: bool, work: FilterWork, out: Path, item: NumberedShard
         DataError: the tar is unreadable.
     """
     index, shard = item
-    row_numbers = work.rows("judged/candidates", index, ["row_number"])["row_number"].to_numpy()
+    row_numbers = work.rows("judged/candidates", index)["row_number"].to_numpy()
     image_ids = _images_of(row_numbers, work.measured(shard, "pairs"))
     scores: list[tuple[int, float]] = []
     close: list[NearDuplicate] = []

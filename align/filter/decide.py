@@ -149,7 +149,7 @@ _SHOWN = [name for name in PAIRS.names if name != "row_number" and not name.ends
 def write_decisions(work: FilterWork, out: Path, item: NumberedShard) -> None:
     """Writes `decisions`, `facts` and `known_images` (KNOWN_IMAGES) of a shard."""
     index, shard = item
-    known = _known(work.rows("judged/verdicts", index, _JUDGED), work.rows("decided/decided", index))
+    known = _known(work.rows("judged/verdicts", index, ["row_number", *_JUDGED]), work.rows("decided/decided", index))
     pairs = pq.ParquetFile(work.measured(shard, "pairs"), pre_buffer=False).read(_SHOWN, use_threads=False)
     images = pq.ParquetFile(work.measured(shard, "images"), pre_buffer=False).read(_OF_IMAGES, use_threads=False)
     masks = known["mask"].combine_chunks()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -86,13 +87,17 @@ class FilterWork:
         """A table that was measured of a shard, such as `pairs`."""
         return self.folder / "measured" / shard.name / f"{table}.parquet"
 
-    def rows(self, table: str, index: int, columns: list[str] | None = None) -> pa.Table:
-        """The rows of shard `index` in a table of all shards, such as `judged/verdicts`."""
+    def rows(self, table: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of shard `index` in a table of all shards, such as `judged/verdicts`; one column is row_number."""
         result, _, name = table.partition("/")
-        of_shard = [("row_number", ">=", index * MAX_ROWS), ("row_number", "<", (index + 1) * MAX_ROWS)]
-        with self.work.open(result, f"{name}.parquet") as stream:
-            read = pq.read_table(stream, columns=columns, filters=of_shard, use_threads=False, pre_buffer=False)
-        return read.combine_chunks()
+        first, end = index * MAX_ROWS, (index + 1) * MAX_ROWS
+        with self.work.open(result, f"{name}.parquet") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+            at = file.schema_arrow.get_field_index("row_number")
+            known = [file.metadata.row_group(group).column(at).statistics for group in range(file.num_row_groups)]
+            groups = [group for group, one in enumerate(known) if one and one.min < end and one.max >= first]
+            read = file.read_row_groups(groups, columns, use_threads=False)
+        low, high = np.searchsorted(read["row_number"].to_numpy(), (first, end))
+        return read.slice(low, high - low).combine_chunks()
 
     def tracked(self, pictures: Iterator[T], total: int) -> Iterator[T]:
         """Shows progress per picture if one process does all the work; several processes show it per shard."""

@@ -3,6 +3,7 @@
 import io
 from types import SimpleNamespace
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,8 +36,17 @@ def test_rows_with_gaps_are_those_of_the_shard(tmp_path, row_group_size):
         found = work_on(tmp_path).rows("judged/verdicts", shard)
         expected = [shard * MAX_ROWS + row for row in rows]
         assert found.to_pydict() == {"row_number": expected, "mask": [number % 97 for number in expected]}
-        assert work_on(tmp_path).rows("judged/verdicts", shard, ["mask"]).column_names == ["mask"]
+        assert work_on(tmp_path).rows("judged/verdicts", shard, ["row_number"]).to_pydict() == {"row_number": expected}
         assert all(column.num_chunks <= 1 for column in found.columns)
+
+
+def test_a_table_without_rows_has_none_of_any_shard(tmp_path):
+    table(tmp_path, [], 100)
+    assert work_on(tmp_path).rows("judged/verdicts", 0).to_pydict() == {"row_number": [], "mask": []}
+    with duckdb.connect() as connection:
+        path = tmp_path / "judged/verdicts.parquet"
+        connection.execute(f"COPY (SELECT 1::BIGINT AS row_number WHERE false) TO '{path}' (FORMAT parquet)")
+    assert work_on(tmp_path).rows("judged/verdicts", 3).to_pydict() == {"row_number": []}
 
 
 class Counted(io.BytesIO):

@@ -109,7 +109,9 @@ class Pieces:
                 link(self.folder / file, new / file)
             if self.shared.publish(piece.name, new):
                 return
-        self._bring(piece)  # another machine's counts
+        for file in (piece.last, *piece.others()):  # another machine's counts
+            (self.folder / file).unlink(missing_ok=True)
+        self._bring(piece)
 
     def bring(self, pieces: Iterable[Piece]) -> None:
         """Brings complete pieces here, unless they are here.

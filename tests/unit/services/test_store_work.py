@@ -288,9 +288,11 @@ def test_a_piece_has_its_last_file_and_none_of_those_that_run_the_folder(client,
 
 def test_a_piece_that_was_overtaken_is_that_of_another_machine(client, tmp_path):
     def overtaken():
-        work().publish("0", write(tmp_path / "other", "other"))
+        other = write(tmp_path / "other", "other")
+        (other / FILES[0]).unlink()  # its tar went elsewhere
+        work().publish("0", other)
         return write(tmp_path / "one", "one")
 
     (tmp_path / "one").mkdir()
     Pieces(tmp_path / "one", work()).make(PIECE, overtaken)
-    assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES}
+    assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES[1:]}

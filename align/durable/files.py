@@ -161,11 +161,9 @@ def marked(folder: Path) -> str | None:
 
 
 def require_replaceable(path: Path, made_by: str | None) -> None:
-    """Checks that replacing the folder `path` destroys nobody's work. It changes nothing.
+    """Checks that replacing the folder `path` by what `made_by` makes destroys nobody's work. It changes nothing.
 
-    Args:
-        path: the folder.
-        made_by: the stage that replaces it; None if the new folder holds everything of the old one.
+    `made_by` is None if the new folder holds everything of the old one.
 
     Raises:
         DataError: `path` is a file, a link, a mount point, the working directory or one around it, lies in a folder

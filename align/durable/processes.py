@@ -86,8 +86,7 @@ def _while_workers_live(
 class Culprits(Generic[In, Out]):
     """Items that kill each process that does them. It judges whether they are the cause, or the machines.
 
-    Attributes:
-        num_good: items that have a result of their own, at the first try or the second.
+    `num_good` items have a result of their own, at the first try or the second.
     """
 
     def __init__(self, task: Task[Any, In, Out]) -> None:
@@ -190,10 +189,7 @@ def _work(item: Any) -> Any:
 
 
 def when_parent_ends(act: Callable[[], object]) -> None:
-    """Calls a function once the process that spawned this one has ended, even by `kill -9`.
-
-    Nothing that it started may work beside the next run. The kernel closes a pipe then, on every system.
-    """
+    """Calls a function once the process that spawned this one has ended, even by `kill -9`: its pipe closes."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -74,9 +74,7 @@ def naming(path: Path) -> Iterator[None]:
 def replaced(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     """Yields a new name next to `path`: the file that the block writes there replaces it, unless the block fails.
 
-    Args:
-        path: a file, which may exist; its folder does.
-        on_disk: flush the file and the folder, too, for what a power cut must not undo.
+    With `on_disk` the file and the folder are flushed, too, so that a power cut does not undo it.
     """
     beside = temporary_name(path)
     try:
@@ -163,11 +161,9 @@ def marked(folder: Path) -> str | None:
 
 
 def require_replaceable(path: Path, made_by: str | None) -> None:
-    """Checks that replacing the folder `path` destroys nobody's work. It changes nothing.
+    """Checks that replacing the folder `path` by what `made_by` makes destroys nobody's work. It changes nothing.
 
-    Args:
-        path: the folder.
-        made_by: the stage that replaces it; None if the new folder holds everything of the old one.
+    `made_by` is None if the new folder holds everything of the old one.
 
     Raises:
         DataError: `path` is a file, a link, a mount point, the working directory or one around it, lies in a folder

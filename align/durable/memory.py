@@ -21,11 +21,8 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
     glibc returns large freed blocks to the kernel at once, so each step pays again for page faults on its pixels and
     activations: four fifths of the time to convert 64 images of 289 px to floats, an eighth of the time to measure
     texts. Keeping memory raises the peak by the gaps between kept blocks, 9 % there (benchmarks/README.md).
+    With a bound, of 64 MiB or less, blocks of half of it or more are returned at once.
     Other C libraries have no such setting; there this does nothing.
-
-    Args:
-        at_most_bytes: keep at most this much, 64 MiB or less; blocks of half of it or more are returned at once. None
-            keeps everything.
     """
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):

@@ -62,9 +62,9 @@ class ShardWork:
     store: StoreConfig
     config: ShardConfig
 
-    def here(self) -> ShardWork:
+    def here(self, scratch: Path | None) -> ShardWork:
         """The same in the folder of this machine. A task begins with this."""
-        return replace(self, pieces=self.pieces.here())
+        return replace(self, pieces=self.pieces.here(scratch))
 
     @property
     def folder(self) -> Path:
@@ -191,9 +191,9 @@ def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> list[str]:
     ]
 
 
-def _index_tar(work: ShardWork, _: None, tar: int) -> None:
+def _index_tar(work: ShardWork, scratch: Path | None, tar: int) -> None:
     """Indexes a raw tar from its headers, which are read once."""
-    work = work.here()
+    work = work.here(scratch)
 
     def make() -> None:
         uri = work.tars[tar]
@@ -206,8 +206,8 @@ def _index_tar(work: ShardWork, _: None, tar: int) -> None:
     work.pieces.make(work.index_of(tar), make)
 
 
-def _write_shard(work: ShardWork, _: None, number: int) -> None:
-    work = work.here()
+def _write_shard(work: ShardWork, scratch: Path | None, number: int) -> None:
+    work = work.here(scratch)
     work.pieces.bring([work.plan, work.rows_of(number)])
     plan = read_plan(work.plan_folder)
     assert plan is not None

@@ -234,7 +234,7 @@ class Table:
         self._all_names = self.names = order[:most]
 
         def rows(wanted: Sequence[str | None]) -> Iterator[Row]:
-            known = {name: at for at, name in enumerate(order)}
+            known: dict[str | None, int] = {name: at for at, name in enumerate(order)}
             places = [known.get(name) for name in wanted]
             is_header = self.has_header
             is_strict = is_header or layout.quoted  # a comma in a text without quotes would cut the text off there

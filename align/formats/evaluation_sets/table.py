@@ -81,7 +81,7 @@ def _rows(wanted: SuiteSet, files: Files) -> Iterator[Row]:
     with files.open(wanted.path) as stream:
         table, found = Table(stream, wanted.path, wanted.columns.values()), dict[str, str]()
         names = {"picture": PICTURE_COLUMNS, what: usual}
-        chosen: dict[str, str] = {**wanted.columns}
+        chosen = {str(key): name for key, name in wanted.columns.items()}
         for key in {**names, **chosen}:
             setting, lists = f"columns.{key} of set {wanted.name}", key != "picture"
             found[key] = table.column(f"`{key}`", chosen.get(key), names.get(key, ()), setting, lists=lists)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from gzip import BadGzipFile
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
 from align.errors import DataError
 
@@ -34,7 +34,7 @@ _UTF8 = "utf-8-sig"
 _HEAD_BYTES, _HEAD_CHARACTERS = 1 << 20, 1 << 16
 _BLOCK_BYTES = 1 << 16
 _BLANK = re.compile(r"[ \t\r\n]*")
-_AFTER_ITEM = re.compile(r"[ \t\r\n]*[,\]]")
+_AFTER_ITEM = re.compile(r"[ \t\r\n]*(?:,|(?=\]))")
 _AS_LINES = "write it as JSON lines: df.to_json(path, orient='records', lines=True)"
 
 
@@ -141,7 +141,7 @@ def json_rows(stream: IO[bytes], name: str) -> Iterator[dict[str, Any] | None]:
                 return
             start = line.lstrip()
         if start[0] == "[":
-            yield from _ArrayReader(name, text, start).objects()
+            yield from _objects(text, start, name)
             return
         lines = _lines(text)
         first = object_of(start if start.endswith("\n") else start + next(lines, ""))
@@ -161,61 +161,35 @@ def object_of(data: str | bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-class _ArrayReader:
-    """Decodes a JSON array chunk by chunk; no item has more than _MAX_ITEM_CHARACTERS."""
-
-    def __init__(self, name: str, stream: IO[str], start: str) -> None:
-        """`start`: what was already read of the stream: the first bracket, and more."""
-        self._name, self._stream = name, stream
-        self._text, self._at = start, 1
-        self._decode = json.JSONDecoder().raw_decode
-
-    def objects(self) -> Iterator[dict[str, Any] | None]:
-        """The objects; None for an item of another kind."""
-        number = 0
-        while self._next() != "]":
-            item = self._item()
-            if number == 0 and not isinstance(item, dict):
-                raise DataError(f"{self._name}: an array of values without the names of their columns; {_AS_LINES}")
+def _objects(stream: IO[str], text: str, name: str) -> Iterator[dict[str, Any] | None]:
+    """The items of a JSON array, see `json_rows`; `text` is what was read of it: the bracket, and perhaps more."""
+    decode, at, is_first = json.JSONDecoder().raw_decode, 1, True
+    while True:
+        at = _BLANK.match(text, at).end()  # type: ignore[union-attr]  # it matches everywhere
+        if text.startswith("]", at):
+            break
+        end = -1
+        try:
+            item, end = decode(text, at)
+        except RecursionError:
+            raise DataError(f"{name}: the JSON array is nested too deeply; {_AS_LINES}") from None
+        except ValueError:
+            pass
+        if end >= 0 and (after := _AFTER_ITEM.match(text, end)):  # otherwise it may be the first digits of a number
+            if is_first and not isinstance(item, dict):
+                raise DataError(f"{name}: an array of values without the names of their columns; {_AS_LINES}")
             yield item if isinstance(item, dict) else None
-            number += 1
-            if self._next() == ",":
-                self._at += 1
-            elif self._next() != "]":
-                self._damaged()
-        self._at += 1
-        if self._next():
-            raise DataError(f"{self._name}: something follows the JSON array; {_AS_LINES}")
-
-    def _next(self) -> str:
-        """The next character that is not blank; empty at the end."""
-        while True:
-            self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches everywhere
-            if self._at < len(self._text):
-                return self._text[self._at]
-            self._text, self._at = self._stream.read(_CHUNK_CHARACTERS), 0
-            if not self._text:
-                return ""
-
-    def _item(self) -> Any:
-        """The item that begins here, whole."""
-        while True:
-            try:
-                item, end = self._decode(self._text, self._at)
-            except RecursionError:
-                raise DataError(f"{self._name}: the JSON array is nested too deeply; {_AS_LINES}") from None
-            except ValueError:
-                end = -1
-            if end >= 0 and _AFTER_ITEM.match(self._text, end):  # otherwise it may be the first digits of a number
-                self._at = end
-                return item
-            more = self._stream.read(_CHUNK_CHARACTERS)
-            if not more or len(self._text) - self._at > _MAX_ITEM_CHARACTERS:
-                self._damaged()
-            self._text, self._at = self._text[self._at :] + more, 0
-
-    def _damaged(self) -> NoReturn:
-        raise DataError(f"{self._name}: the JSON array is cut off or damaged; fetch it again")
+            at, is_first = after.end(), False
+            continue
+        more = stream.read(_CHUNK_CHARACTERS)
+        if not more or len(text) - at > _MAX_ITEM_CHARACTERS:
+            raise DataError(f"{name}: the JSON array is cut off or damaged; fetch it again")
+        text, at = text[at:] + more, 0
+    text = text[at + 1 :]
+    while _BLANK.fullmatch(text):
+        if not (text := stream.read(_CHUNK_CHARACTERS)):
+            return
+    raise DataError(f"{name}: something follows the JSON array; {_AS_LINES}")
 
 
 def _lines(text: io.TextIOBase) -> Iterator[str]:

@@ -184,7 +184,7 @@ def test_columns_of_parquet(tmp_path):
     ("a.jsonl.gz", gzip.compress(b'{"file": 1}\n' * 1000)[:40], CutOffError, "cut off"),
     ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, DataError, "unreadable"),
     ("a.csv.gz", b"not gzipped", DataError, "unreadable"),
-    ("a.parquet", b"PAR1 and no more PAR1", DataError, "unreadable"),
+    ("a.parquet", b"PAR1 and no more PAR1", DataError, r"a\.parquet: unreadable"),
     ("a.json", b'[{"file": ', DataError, "cut off or damaged"),
     ("a.xlsx", b"", DataError, "no table; its name ends in one of .csv, .tsv"),
     ("a.parquet.gz", b"", DataError, "no table"),

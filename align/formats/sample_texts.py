@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from align.formats.json_tables import object_of
+from align.formats.table_rows import object_of
 from align.pairs.text import normalise
 
 #: Endings of files and members that hold the text of the picture of the same name, and the most bytes of one.

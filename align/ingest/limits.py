@@ -9,6 +9,7 @@ row with a reason, and the rest of its file is read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Protocol
 
 #: `<` in a page: some 1.5 MB of usual HTML. The worst pages of this size (elements that are never closed, and as many
@@ -34,12 +35,12 @@ MAX_BASE_CHARACTERS = 2_048
 
 #: Shorter pages have at most about 16,000 attributes, which take 0.5 s if one tag has them all: they are not checked.
 _SMALL_PAGE = 1 << 16
-#: Tags with at most so many characters cannot have more than MAX_PAGE_ATTRIBUTES.
+#: In fewer characters of tags, attributes are not counted: they would be twice MAX_PAGE_ATTRIBUTES at most.
 _FEW_TAG_CHARACTERS = 4 * MAX_PAGE_ATTRIBUTES
 #: Characters of repeated <html> and <body> tags, whose attributes the parser merges.
 _MAX_ROOT_CHARACTERS = 1 << 16
-#: How often the same characters are looked at, where tags appear to begin inside tags.
-_MAX_LOOKS = 16
+#: Characters of unusual tags, by those of the page: a tag that seems to begin inside another repeats its characters.
+_MAX_REPEATED = 16
 
 _SPACE = r"[\t\n\f\r ]"
 _ATTRIBUTE = (
@@ -48,16 +49,14 @@ _ATTRIBUTE = (
 )
 _ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
 _TAG = re.compile(rf"<(html|body)?[^\t\n\f\r />]*+(?:{_ATTRIBUTE}){{0,{MAX_TAG_ATTRIBUTES}}}+", re.IGNORECASE)
-#: A usual tag: well-formed attributes, and a `>` before the next `<`. The parser finds no longer tag here and no tag
-#: inside, no matter what comes before: such tags have fewer characters together than the page.
-_PLAIN_ATTRIBUTE = (
-    r"[\t\n\f\r ]++[^\t\n\f\r \"'<>/=]++(?:=(?:\"[^\"<]*+\"|'[^'<]*+'|[^\t\n\f\r \"'<>][^\t\n\f\r <>]*+))?+"
-)
-_PLAIN_TAG = rf"[a-zA-Z][^\t\n\f\r \"'<>/=]*+(?:{_PLAIN_ATTRIBUTE}){{0,{MAX_TAG_ATTRIBUTES}}}+[\t\n\f\r ]*+/?+>"
-_ROOT_NAME = r"[hH][tT][mM][lL]|[bB][oO][dD][yY]"
-#: The place where any other tag may begin, or a tag of the page's root.
-_ODD_TAG_START = re.compile(rf"<(?=[a-zA-Z])(?:(?={_ROOT_NAME})|(?!{_PLAIN_TAG}))")
 _TAG_START = re.compile(r"<(?=[a-zA-Z])")
+#: A usual tag ends at the first `>`, whatever comes before it: quotes are whole values. It has at most as many
+#: attributes as parts.
+_USUAL = (
+    r"(?!(?i:html|body))[a-zA-Z](?:[^<>\"'=\s/]++|[\s/]++|=(?:\"[^\"<>]*+\"|'[^'<>]*+')?+)"
+    rf"{{0,{MAX_TAG_ATTRIBUTES}}}+>"
+)
+_UNUSUAL_START = re.compile(rf"<(?=[a-zA-Z])(?!{_USUAL})")
 
 
 class TooLarge(Exception):
@@ -79,14 +78,14 @@ def read_at_most(stream: Readable, max_bytes: int, begin: bytes = b"") -> bytes:
         TooLarge: there is more than `max_bytes`.
         What the stream raises.
     """
-    pieces = [begin] if begin else []
+    chunks = [begin] if begin else []
     left = max_bytes + 1 - len(begin)
-    while left > 0 and (piece := stream.read(left)):
-        pieces.append(piece)
-        left -= len(piece)
+    while left > 0 and (chunk := stream.read(left)):
+        chunks.append(chunk)
+        left -= len(chunk)
     if left <= 0:
         raise too_large(max_bytes)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def too_large(max_bytes: int) -> TooLarge:
@@ -110,30 +109,22 @@ def check_page(text: str) -> None:
         return
     if text.count("\0") > MAX_ZEROS:
         raise TooLarge(f"too large: a page with more than {MAX_ZEROS:,} zero bytes")
-    num_characters = _look_at(text)
+    num_characters = num_root_characters = 0
+    for tag in _tags(text, _UNUSUAL_START):
+        if _ONE_ATTRIBUTE.match(text, tag.end()):
+            raise TooLarge(f"too large: a tag with more than {MAX_TAG_ATTRIBUTES:,} attributes")
+        num_characters += tag.end() - tag.start()
+        num_root_characters += tag.end() - tag.start() if tag[1] else 0
+        if num_characters > _MAX_REPEATED * len(text) or num_root_characters > _MAX_ROOT_CHARACTERS:
+            raise TooLarge("too large: a page whose tags cannot be told apart in bounded time")
     if len(text) + num_characters > _FEW_TAG_CHARACTERS:
-        spans = [tag.span() for start in _TAG_START.finditer(text) if (tag := _TAG.match(text, start.start()))]
-        num_attributes = sum(sum(1 for _ in _ONE_ATTRIBUTE.finditer(text, *span)) for span in spans)
+        num_attributes = sum(1 for tag in _tags(text, _TAG_START) for _ in _ONE_ATTRIBUTE.finditer(text, *tag.span()))
         if num_attributes > MAX_PAGE_ATTRIBUTES:
             raise TooLarge(f"too large: a page with {num_attributes:,} attributes, above {MAX_PAGE_ATTRIBUTES:,}")
 
 
-def _look_at(text: str) -> int:
-    """The characters of the tags that are not usual ones. Characters that lie in several tags count in each.
-
-    Raises:
-        TooLarge: a tag has too many attributes, or the tags have too many characters.
-    """
-    num_characters = num_root_characters = 0
-    for start in _ODD_TAG_START.finditer(text):
-        tag = _TAG.match(text, start.start())
-        if tag is None:  # never: it matches wherever a tag may begin
-            continue
-        if _ONE_ATTRIBUTE.match(text, tag.end()):
-            raise TooLarge(f"too large: a tag with more than {MAX_TAG_ATTRIBUTES:,} attributes")
-        size = tag.end() - tag.start()
-        num_characters += size
-        num_root_characters += size if tag[1] else 0
-        if num_characters > _MAX_LOOKS * len(text) or num_root_characters > _MAX_ROOT_CHARACTERS:
-            raise TooLarge("too large: a page whose tags cannot be told apart in bounded time")
-    return num_characters
+def _tags(text: str, begin: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """What may be a tag where `begin` matches, each to its end or to MAX_TAG_ATTRIBUTES attributes."""
+    for start in begin.finditer(text):
+        if tag := _TAG.match(text, start.start()):
+            yield tag

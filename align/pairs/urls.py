@@ -115,7 +115,8 @@ def identity(url: str) -> str:
         elif segment not in ("", "."):
             segments.append(segment)
     query = sorted(one for one in unquote_plus(parts.query).split("&") if one and not _tracks(one))
-    return "/".join([f"{'http' if is_web else parts.scheme}://{host}", *segments]) + "?" * bool(query) + "&".join(query)
+    address = "/".join([f"{'http' if is_web else parts.scheme}://{host}", *segments])
+    return f"{address}?{'&'.join(query)}" if query else address
 
 
 def _tracks(parameter: str) -> bool:

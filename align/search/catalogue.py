@@ -34,7 +34,7 @@ from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, IndexedIma
 from align.formats.indexed_columns import write_columns
 from align.formats.indexed_images import ImagesWriter
 from align.formats.model_folder import model_digest
-from align.formats.picture_table import PICTURE_COLUMNS, TEXT_COLUMNS, PictureTable, usual_column
+from align.formats.table import PICTURE_COLUMNS, TEXT_COLUMNS, Table, find_column
 from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
 from align.pairs.picture import PictureError
 from align.pairs.text import normalise
@@ -78,19 +78,18 @@ class _Catalogue:
             for path in image_files(source)[0]:
                 self._add(path.relative_to(source).as_posix(), "", ())
         else:
-            self._read(PictureTable(source), source, config)
+            with source.open("rb") as stream:
+                named = [config.columns.url, *config.columns.texts]
+                self._read(Table(stream, str(source), [name for name in named if name]), source, config)
         if not self.entries:
             why = ", ".join(f"{number:,} {reason}" for reason, number in self.left_out.items()) or "no row"
             raise DataError(f"{source}: nothing to index: {why}; names of pictures are relative to {self._folder}")
 
-    def _read(self, table: PictureTable, file: Path, config: IngestConfig) -> None:
-        picture = config.columns.url or usual_column(PICTURE_COLUMNS, table.names)
-        text = next(iter(config.columns.texts), None) or usual_column(TEXT_COLUMNS, table.names)
-        for key, name in (("url", picture), ("text", text)):
-            if name not in table.names and (name or key == "url"):
-                known = ", ".join(one[:_MAX_NAME] for one in table.names[:_MAX_COLUMNS])
-                what = f"'{name}'" if name else "with a usual name for the pictures' files"
-                raise DataError(f"{file}: no column {what}; set ingest.columns.{key} to one of these: {known}")
+    def _read(self, table: Table, file: Path, config: IngestConfig) -> None:
+        picture = table.column("pictures", config.columns.url, PICTURE_COLUMNS, "ingest.columns.url", lists=True)
+        text = next(iter(config.columns.texts), None)
+        if text or find_column(TEXT_COLUMNS, table.names):
+            text = table.column("texts", text, TEXT_COLUMNS, "ingest.columns.text", lists=True)
         others = {normalise(name): name for name in table.names if name not in (picture, text)}
         others = dict([one for one in others.items() if 0 < len(one[0]) <= _MAX_NAME][:_MAX_COLUMNS])
         self.columns = list(others)

@@ -10,7 +10,7 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split
 from align.formats.evaluation_sets.files import FilePictures, class_names, joined, made
-from align.formats.picture_table import PICTURE_SUFFIXES
+from align.formats.table import PICTURE_SUFFIXES
 from align.interfaces.store import Files
 
 

@@ -21,7 +21,7 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, class_names, made
 from align.formats.parquet import ForeignTable, readable
-from align.formats.picture_table import LABEL_COLUMNS, TEXT_COLUMNS, usual_column
+from align.formats.table import LABEL_COLUMNS, TEXT_COLUMNS, find_column
 from align.interfaces.store import Files
 
 _readable = partial(readable, problem="unreadable as parquet", remedy="fetch it again")
@@ -140,8 +140,8 @@ def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
     stated = [
         name for name in names if isinstance(features.get(name), dict) and features[name].get("_type") == "ClassLabel"
     ]
-    label = next(iter(stated), None) or next((name for name in LABEL_COLUMNS if name in names), None)
-    texts = usual_column(TEXT_COLUMNS, names)
+    label = next(iter(stated), None) or find_column(LABEL_COLUMNS, names)
+    texts = find_column(TEXT_COLUMNS, names)
     if (texts if "retrieval" in wanted.tasks else label) is None:
         what = "captions" if "retrieval" in wanted.tasks else "labels"
         raise DataError(f"{uri}: no column of {what} for {wanted.name}; it has {', '.join(names[:10]) or 'none'}")

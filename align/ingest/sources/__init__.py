@@ -16,7 +16,8 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.durable.files import require_utf8
 from align.errors import DataError
-from align.ingest.sources.picture_files import is_folder, is_picture_name
+from align.formats.table import is_picture_name
+from align.ingest.sources.picture_files import is_folder
 from align.ingest.sources.reading import parent
 from align.interfaces.store import Files
 

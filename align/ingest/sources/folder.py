@@ -23,9 +23,8 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.display.console import say
 from align.errors import DataError
-from align.formats.img2dataset import IMAGE_EXTENSIONS
-from align.formats.picture_table import PICTURE_COLUMNS
 from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS
+from align.formats.table import PICTURE_COLUMNS, PICTURE_SUFFIXES, TABLES, NoColumnError, is_picture_name
 from align.ingest.limits import MAX_TEXTS, TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import (
@@ -37,16 +36,13 @@ from align.ingest.sources.picture_files import (
     folder_of,
     is_file_name,
     is_folder,
-    is_picture_name,
     read_picture,
 )
 from align.ingest.sources.reading import Batches, Within, is_file, is_local
-from align.ingest.sources.table_pairs import WrittenPairs, add_pairs
-from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothing
+from align.ingest.sources.tables import Tables, WrittenPairs, add_pairs
 from align.ingest.sources.texts import TOO_MANY, Sourced
 from align.interfaces.store import Files
 
-_PICTURES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 #: Names that systems and archives leave in folders, such as `.git/`, `._0001.jpg`.
 _HIDDEN = (".", "__MACOSX")
 #: So many files that are left out are named; more are only counted. So many texts may turn out to be tables.
@@ -82,8 +78,13 @@ class Folder:
 
     def _is_table(self, files: Files, location: str) -> bool:
         """Whether the location is a .txt that is a table, and no list of files."""
-        is_text = location.lower().endswith(".txt") and "*" not in location and is_file(files, location)
-        return is_text and self._tables.is_separated(location)
+        if not location.lower().endswith(".txt") or "*" in location or not is_file(files, location):
+            return False
+        try:
+            self._tables.look_at(location)
+        except NoColumnError:
+            return False
+        return True
 
     def _beside(self) -> Sequence[str]:
         """What decides the pairs of a table alone besides itself."""
@@ -98,10 +99,9 @@ class Folder:
         """The tables that have the columns; says which columns are taken, and which files are left out."""
         chosen: list[str] = []
         errors: list[DataError] = []
-        maybe = filter(self._may_be_table, contents.perhaps_tables[:_NAMED])
-        for table in [*contents.tables, *maybe]:
+        for table in [*contents.tables, *contents.perhaps_tables[:_NAMED]]:
             try:
-                choices = self._tables.require_columns(table)
+                found = self._tables.look_at(table)
             except DataError as error:
                 if not isinstance(error, NoColumnError) and not table.lower().endswith((".json", ".json.gz")):
                     raise  # damaged; a damaged .json cannot be told from another kind of file
@@ -109,8 +109,8 @@ class Folder:
                     errors.append(error)
                 continue
             chosen.append(table)
-            for choice in choices:
-                say(f"ingest: {table}: {choice}")
+            for line in found:
+                say(f"ingest: {table}: {line}")
         if not chosen and not contents.num_texts and self._config.folder_text is None:
             raise self._without_text(contents, errors)
         for reason in errors[:_NAMED]:
@@ -120,9 +120,6 @@ class Folder:
             names = ", ".join(below(self._folder, file) for file in others[:_NAMED])
             say(f"ingest: {self._location}: other files, left out: {len(others):,} ({names}{more})")
         return chosen
-
-    def _may_be_table(self, file: str) -> bool:
-        return not file.lower().endswith(".txt") or self._tables.is_separated(file)
 
     def _without_text(self, contents: _Contents, errors: Sequence[DataError]) -> DataError:
         where = self._location
@@ -153,7 +150,7 @@ class Folder:
         batches = Batches()
         named: set[str] = set()
         for table in self._chosen:
-            for pairs in self._tables.rows(table, counts, say_nothing):
+            for pairs in self._tables.rows(table, counts, str):
                 picture = self._picture(table, pairs, pictures)
                 named.add(picture.url)
                 add_pairs(batches, counts, pairs, picture)
@@ -178,7 +175,7 @@ class Folder:
             yield from (str(path) for path in Path(self._folder).iterdir() if is_picture_name(path.name))
         for name in NEAR_TABLES:
             with suppress(DataError):
-                yield from self._store.list(f"{self._folder.rstrip('/')}/{name}/", _PICTURES)
+                yield from self._store.list(f"{self._folder.rstrip('/')}/{name}/", PICTURE_SUFFIXES)
 
     def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
         """The picture of a row of a table."""

@@ -249,9 +249,9 @@ def _marks(document: Any, text: str) -> Marks | None:
 
 def _renamed(text: str) -> str:
     """The page with other names for the elements of formatting."""
-    pieces = _FORMATTING.split(text)
-    pieces[1::2] = [tag + _RENAMED for tag in pieces[1::2]]
-    return "".join(pieces)
+    fragments = _FORMATTING.split(text)
+    fragments[1::2] = [tag + _RENAMED for tag in fragments[1::2]]
+    return "".join(fragments)
 
 
 def _original(value: str) -> str:

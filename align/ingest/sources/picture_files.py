@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from align.formats.img2dataset import IMAGE_EXTENSIONS
+from align.formats.table import PICTURE_SUFFIXES
 from align.ingest.limits import read_at_most
 from align.ingest.sources.reading import Within, is_file, is_local, is_within, joined, parent
 from align.interfaces.store import Files
-from align.pairs.text import MAX_CHARACTERS
 
 #: Why a row has no picture.
 MISSING = "no such file"
@@ -44,12 +43,6 @@ class Found(NamedTuple):
 
     path: str | None
     problem: str | None = None
-
-
-def is_picture_name(name: str) -> bool:
-    """Whether a name ends as pictures' names do."""
-    stem, dot, extension = name.strip()[:MAX_CHARACTERS].rpartition(".")
-    return bool(stem and dot) and extension.lower() in IMAGE_EXTENSIONS
 
 
 def is_file_name(written: str) -> bool:
@@ -124,8 +117,7 @@ class PictureFiles:
         return Found(None, MISSING)
 
     def _with_extension(self, path: str) -> list[str]:
-        named = (f"{path}.{extension}" for extension in sorted(IMAGE_EXTENSIONS))
-        return [each for each in named if each in (self._listed or ())]
+        return [each for suffix in PICTURE_SUFFIXES if (each := f"{path}{suffix}") in (self._listed or ())]
 
     def _held(self, paths: Sequence[str]) -> Found:
         if len(paths) > 1:

@@ -26,10 +26,11 @@ from align.config.ingest import IngestConfig
 from align.display.console import say
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS, image_key, refused, stated_size, without_tar
-from align.formats.json_tables import object_of
 from align.formats.parquet import ForeignTable
 from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TEXT_KEYS, sample_name
 from align.formats.statuses import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
+from align.formats.table import PICTURE_SUFFIXES
+from align.formats.table_rows import object_of
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
@@ -117,7 +118,7 @@ class Shards:
     def _in_folder(self, table: str) -> dict[str, tuple[str, None]]:
         """The pictures of the folder NNNNN beside NNNNN.parquet, by key."""
         try:
-            files = self._store.list(_folder_of(table), [f".{extension}" for extension in sorted(IMAGE_EXTENSIONS)])
+            files = self._store.list(_folder_of(table), PICTURE_SUFFIXES)
         except DataError:
             return {}
         return {key: (file, None) for file in files if (key := image_key(file)) and is_within(parent(table), file)}

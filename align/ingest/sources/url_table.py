@@ -1,16 +1,14 @@
 """Tables of picture addresses and texts: parquet, CSV, TSV, JSON, plain lists; also gzipped (`tables.py`).
 
 A `.txt` has one address per line, optionally followed by a tab and a text. In a folder it is a table only if addresses
-begin it: others are left out, and named. A list of texts in JSON or parquet gives a row for each text. Every line gives
-a row; a line that cannot be read gives a row with a problem.
+begin it: others are left out, and named. A list of texts in JSON or parquet gives a row for each text. A line that
+cannot be read is counted.
 
 A picture may also be a file in the folder of its table, by its path or as file://; never one outside of it.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,20 +19,18 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.display.console import say
 from align.errors import DataError
-from align.formats import table_lines
-from align.formats.picture_table import PICTURE_COLUMNS
+from align.formats.table import ADDRESS_COLUMNS, PICTURE_COLUMNS, PLAIN_LISTS, TABLES, Row, is_address, is_picture_name
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.picture_files import PictureFiles, below, is_file_name, is_picture_name, read_picture
+from align.ingest.sources.picture_files import PictureFiles, below, is_file_name, read_picture
 from align.ingest.sources.reading import Batches, is_local, is_within, parent
-from align.ingest.sources.table_pairs import NO_PICTURE, WrittenPairs, add_pairs
-from align.ingest.sources.tables import ADDRESSES, PLAIN_LISTS, TABLES, Choice, Tables, say_nothing
+from align.ingest.sources.tables import NO_PICTURE, Tables, WrittenPairs, add_pairs
 from align.interfaces.store import Files
 from align.pairs.urls import Address, Resolver
 
 #: Lists of locations (`StoreFiles.list`).
 _LISTS = (".paths", ".paths.gz")
-#: Bytes that are looked at to tell a list of addresses from other texts.
-_HEAD_BYTES, _HEAD_LINES = 1 << 16, 20
+#: Rows that are looked at to tell a list of addresses from other texts.
+_HEAD_LINES = 20
 #: Rows of the first table that are looked at to tell whether the tables name files.
 _HEAD_ROWS = 100
 
@@ -45,7 +41,7 @@ class UrlTable:
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no table."""
         listed = files.list(location, (*TABLES, *PLAIN_LISTS), config.paths_root)
-        self._tables = Tables(config, files, (*ADDRESSES, *PICTURE_COLUMNS))
+        self._tables = Tables(config, files, (*ADDRESS_COLUMNS, *PICTURE_COLUMNS))
         self._store = files
         self._max_bytes = config.max_record_bytes
         if listed != [location] and not location.lower().endswith(_LISTS):
@@ -73,23 +69,19 @@ class UrlTable:
             return
         pictures = PictureFiles(self._store, parent(file))
         with suppress(DataError):
-            for pairs in self._tables.rows(file, Counter(), say_nothing):
+            for pairs in self._tables.rows(file, Counter(), str):
                 yield self._picture(file, pairs, pictures).file
 
     def _is_list(self, file: str) -> bool:
         """Whether a .txt is a list of addresses, and not a licence or note: half of its first lines have an address, or
         the first line names the columns.
         """
-        try:
-            with self._tables.unpacked(file) as stream:
-                head = stream.read(_HEAD_BYTES)
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return True  # damaged: `scan` says so
-        lines = [line for line in head.decode("utf-8-sig", "replace").splitlines() if line.strip()][:_HEAD_LINES]
-        values = [line.split("\t") for line in lines]
-        num_addresses = sum(any(map(table_lines.is_address, line)) for line in values)
-        named = bool(values) and self._tables.has_columns([name.strip().strip('"') for name in values[0]])
-        if lines and not named and 2 * num_addresses < len(lines):
+        rows: list[Row] = []
+        with suppress(DataError), self._tables.open(file) as table:  # damaged: `scan` says so
+            if not self._tables.names_pictures(table):
+                rows += islice(table.rows(table.names), _HEAD_LINES)
+        num_addresses = sum(any(map(is_address, filter(None, row or ()))) for row in rows)
+        if 2 * num_addresses < len(rows):
             say(f"ingest: {file}: left out: its first lines are not addresses; name the file to read it anyway")
             return False
         return True
@@ -101,9 +93,9 @@ class UrlTable:
             DataError: a column is missing (the message lists those that exist), or the file is damaged.
         """
 
-        def tell(choice: Choice) -> None:
+        def tell(found: str) -> None:
             if file == self.files[0]:  # the others are of the same kind, and may be ten thousand
-                say(f"ingest: {file}: {choice}")
+                say(f"ingest: {file}: {found}")
 
         batches = Batches()
         pictures = PictureFiles(self._store, parent(file))

@@ -30,8 +30,8 @@ from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import shards_test_set
 from align.formats.model_folder import tokenizer_of
-from align.formats.picture_table import PICTURE_SUFFIXES
 from align.formats.shards import MANIFEST
+from align.formats.table import PICTURE_SUFFIXES
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels

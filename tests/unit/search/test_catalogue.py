@@ -165,7 +165,7 @@ def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path):
     with pytest.raises(DataError, match=r"nothing to index: 1 whose picture is missing.*relative to"):
         build(source, out, update=True)
     source.write_text("Titel;Bild\nx;pictures/red.jpg\n")
-    with pytest.raises(DataError, match=r"ingest\.columns\.url to one of these: Titel, Bild"):
+    with pytest.raises(DataError, match=r"it has Titel, Bild; set ingest\.columns\.url to one of these"):
         build(source, out)
     assert files(out) == before
 

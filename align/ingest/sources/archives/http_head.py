@@ -87,8 +87,8 @@ def read_head(stream: Readable) -> tuple[HttpHead | None, bytes]:
     data = bytearray()
     wanted, is_more = _FIRST_BYTES, True
     while is_more:
-        while len(data) < wanted and (piece := stream.read(wanted - len(data))):
-            data += piece
+        while len(data) < wanted and (chunk := stream.read(wanted - len(data))):
+            data += chunk
         is_more = len(data) >= wanted and wanted <= MAX_HEAD_BYTES
         if not is_more or not _STATUS.match(data) or _END.search(data):
             break

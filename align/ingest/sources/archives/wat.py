@@ -119,7 +119,7 @@ def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The envelope, and the page's links, at least those of images.
 
     Links of other kinds make up most of a record. So links of images are cut out at their braces, and the rest is
-    parsed without links. A brace in a text makes the pieces invalid JSON; then the whole record is parsed.
+    parsed without links. A brace in a text makes the fragments invalid JSON; then the whole record is parsed.
 
     Raises:
         ValueError, KeyError, TypeError: the record is of another kind.
@@ -127,17 +127,21 @@ def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     start = body.find(_LINKS) + len(_LINKS)
     end = body.find(b"}]", start) + 1
     if start >= len(_LINKS) and end > 0 and body[start : start + 1] == b"{":
-        pieces = []
+        fragments = []
         close, position = start, body.find(_QUOTED_PATH, start, end)
         while position >= 0:
-            opened = body.rfind(b"{", close, position)  # not before the last piece: each byte is in one piece at most
+            opened = body.rfind(
+                b"{", close, position
+            )  # not before the last fragment: each byte is in one fragment at most
             close = body.find(b"}", position, end) + 1
             if opened < 0 or not close:
                 return _all_parsed(body)
-            pieces.append(body[opened:close])
+            fragments.append(body[opened:close])
             position = body.find(_QUOTED_PATH, close, end)
         try:
-            return orjson.loads(body[:start] + body[end:])["Envelope"], [orjson.loads(piece) for piece in pieces]
+            return orjson.loads(body[:start] + body[end:])["Envelope"], [
+                orjson.loads(fragment) for fragment in fragments
+            ]
         except ValueError:
             pass
     return _all_parsed(body)

@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError
@@ -21,6 +23,9 @@ def pictures(tmp_path):
 
 def table(folder, form, rows):
     file = folder / f"photos/table.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+        return file
     if form.startswith("json"):
         text = json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))
     else:
@@ -30,7 +35,7 @@ def table(folder, form, rows):
     return file
 
 
-@pytest.mark.parametrize("form", ["csv", "tsv", "txt", "jsonl", "json", "csv.gz"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "txt", "jsonl", "json", "csv.gz", "parquet"])
 def test_a_table_with_a_caption_a_row(tmp_path, form):
     captions = [("in/1.jpg", "one  caption"), ("./in/1.jpg", "another"), ("in/2.jpg", "3"), ("in/1.jpg", "another")]
     file = table(tmp_path, form, [{"image": name, "caption": text} for name, text in captions])
@@ -91,11 +96,10 @@ def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "data", "task", "message"), [
-    ("t.csv", b"file,kind\n", "zero_shot", "no column for `label`; name it in `columns`: it has file, kind"),
-    ("t.csv", b"", "retrieval", "no column for `picture`; name it in `columns`: it has none"),
+    ("t.csv", b"file,kind\n", "zero_shot", "no column .* for `label`, it has file, kind; set columns.label of set"),
+    ("t.csv", b"", "retrieval", "no column with a usual name for `picture`, it has none"),
     ("t.csv", b"file,caption\n", "retrieval", r"evaluation set one .*: no picture that can be used"),
-    ("t.csv.gz", b"not gzipped", "retrieval", "unreadable"),
-    ("t.parquet", b"PAR1", "retrieval", r"no table; its name ends in one of \.csv, "),
+    ("t.parquet", b"PAR1", "retrieval", "unreadable"),
     ("gone.csv", None, "retrieval", r"gone\.csv: cannot be read"),
     ("t.jsonl", b'{"file": "a.jpg", "texts": [%s]}' % b",".join(b'"%d"' % n for n in range(2000)),
      "retrieval", "more than 1,000 captions"),
@@ -109,5 +113,5 @@ def test_what_is_no_such_table_is_one_line(tmp_path, name, data, task, message):
 
 def test_a_column_that_is_not_there(tmp_path):
     file = table(tmp_path, "csv", [{"file": "in/1.jpg", "caption": "x"}])
-    with pytest.raises(DataError, match="no column for `concept`"):
+    with pytest.raises(DataError, match=r"no column 'what', it has file, caption; set columns.concept of set one"):
         read(tmp_path, file, "table", "retrieval", columns={"concept": "what"})

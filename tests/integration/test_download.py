@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pycurl
 import pytest
 
-from align.ingest.download import Downloader, exchange
+from align.ingest.download import Downloader
+from align.web import connection
 from tests.support.downloads import PICTURE, TimelessDownloader, config, fetch_one
 from tests.support.web_server import (
     WebServer,
@@ -178,7 +179,7 @@ def record_sockets(monkeypatch):
         opened.append(real(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(exchange, "socket", SimpleNamespace(socket=record))
+    monkeypatch.setattr(connection, "socket", SimpleNamespace(socket=record))
     return opened
 
 

@@ -13,6 +13,5 @@ from __future__ import annotations
 
 from align.ingest.download.downloader import Downloader, Fetched
 from align.ingest.download.hosts import Ask
-from align.ingest.download.slow_hosts import SlowHosts
 
-__all__ = ["Ask", "Downloader", "Fetched", "SlowHosts"]
+__all__ = ["Ask", "Downloader", "Fetched"]

@@ -27,6 +27,7 @@ from align.ingest import robots
 from align.ingest.download.exchange import MAX_HEADER_BYTES, Budget, judge, location_of
 from align.ingest.download.hosts import Ask, Host, Job
 from align.ingest.download.schedule import Schedule
+from align.ingest.download.slow_hosts import SlowHosts
 from align.web.addresses import MAX_REDIRECTS, Target, address_policy, target_of
 from align.web.connection import Connection
 from align.web.failure import Failure
@@ -175,7 +176,6 @@ class Downloader:
         refuse: called before each request, redirects included. It returns why a URL must not be requested, or None.
         address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
         curl_options: more options of every libcurl handle, such as another list of certificate authorities.
-        on_busy: called at each answer of a host that gets too many requests, see `SlowHosts`.
         is_ours: whether redirects to a target are followed here; None: all are. Those of robots.txt always are.
     """
 
@@ -186,12 +186,11 @@ class Downloader:
         refuse: Callable[[str], str | None] | None = None,
         address_allowed: Callable[[str, int], bool] | None = None,
         curl_options: Mapping[int, Any] | None = None,
-        on_busy: Callable[[str, Failure, Failure | None], None] | None = None,
         is_ours: Callable[[Target], bool] | None = None,
     ) -> None:
         self._config = config
         self._is_ours = is_ours or (lambda _: True)
-        self._on_busy = on_busy
+        self._slow = SlowHosts()
         self._refuse = refuse or (lambda _: None)
         self._token = robots.token_of(config.user_agent)
         self._judge_rules = partial(judge, token=None)
@@ -423,8 +422,8 @@ class Downloader:
         host.failed(
             failure, now, wait_s=wait_s, longest_wait_s=config.deadline_s, max_failures=config.max_failures_per_host
         )
-        if failure.busy and self._on_busy is not None:
-            self._on_busy(host.target.host, failure, host.closed if host.is_closed(now) else None)
+        if failure.busy:
+            self._slow.say_of(host.target.host, failure, host.closed if host.is_closed(now) else None)
         if job.num_attempts > config.num_retries or now + wait_s >= job.deadline_s or host.is_closed(now):
             self._finish(job, failure)
             return

@@ -82,6 +82,7 @@ def test_what_may_pass_is_retried(server, route, error, status):
     (response(PICTURE, Content_Encoding="gzip"), "broken encoding: no gzip data"),
     (response(PICTURE, Content_Encoding="br"), "broken encoding: br was not asked for"),
     (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "not HTTP"),
+    (b"HTTP/1.1 200x OK\r\nContent-Length: 1\r\n\r\na", "not HTTP: its first line is not an answer of HTTP"),
     (redirect("ftp://127.0.0.1/x"), "broken redirect: scheme 'ftp'"),
     (redirect("file:///etc/passwd"), "broken redirect: scheme 'file'"),
     (redirect("http://:80/"), "broken redirect: no usable host"),

@@ -84,7 +84,6 @@ class Transfers:
     def __init__(self, max_connections: int, max_per_host: int) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, int] = {}  # socket -> which multi handle
-        self._used: dict[Any, Any] = {}  # easy handle -> its multi handle
         num_multis = -(-max_connections // _TRANSFERS_PER_MULTI)
         self._timers: list[float | None] = [None] * num_multis
         self._multis: list[Any] = []
@@ -98,12 +97,11 @@ class Transfers:
 
     def add(self, easy: Any, origin: str) -> None:
         """Starts a transfer from that host; `wait` continues it."""
-        multi = self._used[easy] = self._multis[zlib.crc32(origin.encode()) % len(self._multis)]
-        multi.add_handle(easy)
+        self._multis[zlib.crc32(origin.encode()) % len(self._multis)].add_handle(easy)
 
     def remove(self, easy: Any) -> None:
         """Ends a transfer, finished or not."""
-        self._used.pop(easy).remove_handle(easy)
+        easy.multi().remove_handle(easy)
 
     def wait(self, timeout_s: float) -> Iterator[tuple[Any, int, str]]:
         """Continues the transfers, and waits at most `timeout_s` seconds for something to happen.
@@ -114,16 +112,11 @@ class Transfers:
         if due := [timer for timer in self._timers if timer is not None]:
             timeout_s = min(timeout_s, min(due) - time.monotonic())
         continued = set()
-        for fd, events in self._epoll.poll(max(0.0, timeout_s)):
-            mask = pycurl.CSELECT_IN if events & (select.EPOLLIN | select.EPOLLHUP) else 0
-            if events & select.EPOLLOUT:
-                mask |= pycurl.CSELECT_OUT
-            if events & select.EPOLLERR:
-                mask |= pycurl.CSELECT_ERR
+        for fd, _ in self._epoll.poll(max(0.0, timeout_s)):
             number = self._watched.get(fd)
             if number is not None:  # an earlier event may have ended it
                 continued.add(number)
-                self._multis[number].socket_action(fd, mask)
+                self._multis[number].socket_action(fd, 0)  # libcurl finds out what is possible
         now = time.monotonic()
         for number, timer in enumerate(self._timers):
             if timer is not None and timer <= now:

@@ -62,8 +62,6 @@ WITHOUT_RIGHTS = pa.schema([field for field in SCHEMA if field.name not in RIGHT
 HOPELESS = "no text of it can pass the filter"
 #: The code of an error_message: its page reserves the picture, and download.obey_robots is on.
 RESERVED = "reserved"
-#: The code of an error_message: the address is of a private network that download.allow_networks does not name.
-ADDRESS_REFUSED = "address refused"
 
 #: Written last by ingest; a folder made by img2dataset has none.
 MANIFEST = "manifest.json"

@@ -15,13 +15,14 @@ from align.config.ingest import DownloadConfig, IngestConfig
 from align.display.console import say
 from align.errors import DataError
 from align.formats.policy import REFUSED
-from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, MadeWith
+from align.formats.raw import HOPELESS, RESERVED, MadeWith
 from align.formats.statuses import SUCCESS
 from align.ingest.report import IngestReport, not_read, read_as_stored
 from align.pairs.text import MAX_CHARACTERS
 from align.project import provenance
 from align.services.dvc.commands import write_code
 from align.services.dvc.outs import is_run_by_dvc, is_tracked, stage_of
+from align.web.failure import ADDRESS_REFUSED
 
 #: The sections, and one parameter, that decide what is in data/raw.
 DECIDING_VALUES = ("ingest", "download", "paths.archive")

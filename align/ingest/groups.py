@@ -34,10 +34,10 @@ from align.durable.files import write_text
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.durable.sections import Sizes, open_sections, sizes_of, write_sections
-from align.durable.work import CLAIMS, key_of
+from align.durable.work import key_of
 from align.errors import DataError
 from align.ingest.answers import FOLDER, Stretch, answers_piece, asks_file, read_answers, write_answers
-from align.ingest.download import Ask, Downloader, Fetched, SlowHosts
+from align.ingest.download import Ask, Downloader, Fetched
 from align.ingest.fetching import Answer, Pictures, addresses
 from align.ingest.partition import PlannedShard
 from align.interfaces.executor import Executor, Task
@@ -90,14 +90,12 @@ class Web:
         open_shard: opens one shard in the process that reads it.
         pictures: how pictures are processed.
         download: bounds of all requests together.
-        run: names the run, see `SlowHosts`.
     """
 
     pieces: Pieces
     open_shard: OpenShard
     pictures: Pictures
     download: DownloadConfig
-    run: str
 
     def stretch(self, number: int, size: int, missing: Sequence[str]) -> Stretch:
         """Stretch `number` of this size, of which these shards are missing.
@@ -187,7 +185,6 @@ class Web:
         with Downloader(
             share_of(self.download, at_once, group.num_parts),
             refuse=self.pictures.opted_out.refusal,
-            on_busy=SlowHosts(pieces.folder / CLAIMS, self.run),
             is_ours=lambda target: group.first <= slot_of(stretch, target.host) < group.end,
         ) as downloader:
             for number, name in enumerate(pieces_of(stretch, group)):

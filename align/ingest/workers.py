@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -62,7 +61,7 @@ def write_shards(
     missing = {piece.name for piece in pieces.missing([piece_of(pieces.folder, shard) for shard in shards])}
     if len(missing) < len(shards):
         say(f"ingest: resuming: {len(shards) - len(missing):,} of {len(shards):,} shards exist")
-    web = Web(pieces, open_shard, pictures, resources.download, str(os.getpid()))
+    web = Web(pieces, open_shard, pictures, resources.download)
     written = _written(partial(_write, web, resources.store), web, earlier, executor, shards, missing)
     written = track(written, what="ingest: shards", total=len(missing))
     start, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0

@@ -14,6 +14,8 @@ import pycurl
 _TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
 #: Server errors that are permanent: not implemented, HTTP version not supported.
 _LASTING_STATUS: Final = frozenset({501, 505})
+#: The code of a failure whose host has an address that the policy does not allow; the address follows.
+ADDRESS_REFUSED: Final = "address refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def of_curl(code: int, message: str, os_errno: int, *, num_bytes: int, answered:
         message: of libcurl.
         os_errno: of the last system call that failed, or 0.
         num_bytes: of the body, received so far.
-        answered: the header was received completely.
+        answered: at least the beginning of an answer was received.
     """
     if code in (pycurl.E_URL_MALFORMAT, pycurl.E_UNSUPPORTED_PROTOCOL):
         if "HTTP/0.9" in message:

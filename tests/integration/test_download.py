@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pycurl
 import pytest
 
-from align.ingest.download import Downloader, exchange
+from align.ingest.download import Downloader
+from align.web import connection
 from tests.support.downloads import PICTURE, TimelessDownloader, config, fetch_one
 from tests.support.web_server import (
     WebServer,
@@ -81,6 +82,7 @@ def test_what_may_pass_is_retried(server, route, error, status):
     (response(PICTURE, Content_Encoding="gzip"), "broken encoding: no gzip data"),
     (response(PICTURE, Content_Encoding="br"), "broken encoding: br was not asked for"),
     (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "not HTTP"),
+    (b"HTTP/1.1 200x OK\r\nContent-Length: 1\r\n\r\na", "not HTTP: its first line is not an answer of HTTP"),
     (redirect("ftp://127.0.0.1/x"), "broken redirect: scheme 'ftp'"),
     (redirect("file:///etc/passwd"), "broken redirect: scheme 'file'"),
     (redirect("http://:80/"), "broken redirect: no usable host"),
@@ -178,7 +180,7 @@ def record_sockets(monkeypatch):
         opened.append(real(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(exchange, "socket", SimpleNamespace(socket=record))
+    monkeypatch.setattr(connection, "socket", SimpleNamespace(socket=record))
     return opened
 
 

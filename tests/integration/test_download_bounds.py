@@ -19,9 +19,10 @@ import pytest
 
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.ingest.download import Downloader, exchange, hosts
+from align.ingest.download import Downloader, hosts
 from align.ingest.download.hosts import Host
 from align.ingest.robots import MAX_BYTES
+from align.web import connection
 from tests.support import ROOT, missing
 from tests.support.downloads import PICTURE, any_host, config, fetch_one
 from tests.support.reading import ingested
@@ -171,7 +172,7 @@ def test_a_header_with_many_spaces_takes_no_time(server, header):
 def test_a_name_with_many_addresses_takes_few_sockets(dead_port, monkeypatch):
     opened = []
     most = 0
-    real = exchange.socket.socket
+    real = connection.socket.socket
 
     class Counted:
         @staticmethod
@@ -181,7 +182,7 @@ def test_a_name_with_many_addresses_takes_few_sockets(dead_port, monkeypatch):
             most = max(most, sum(one.fileno() >= 0 for one in opened))
             return opened[-1]
 
-    monkeypatch.setattr(exchange, "socket", Counted)
+    monkeypatch.setattr(connection, "socket", Counted)
     addresses = ",".join(f"127.0.{1 + i // 250}.{1 + i % 250}" for i in range(500))
     options = {pycurl.RESOLVE: [f"many.test:{dead_port}:{addresses}"]}
     with Downloader(config(num_retries=0), curl_options=options) as downloader:

@@ -15,6 +15,7 @@ from align.errors import DataError, ServiceError
 from align.formats.raw import iter_images, raw_shards
 from align.services.files import web_files
 from align.services.files.files import StoreFiles
+from align.web.connection import Connection
 from tests.support import ROOT, local_store
 from tests.support.downloads import config as download
 from tests.support.http2_server import Http2Server
@@ -228,8 +229,11 @@ def test_addresses_inside_are_refused_at_every_hop(server, tmp_path):
 
 
 def test_https_does_not_lead_to_http(tmp_path, monkeypatch):
-    moved = web_files._Answer(302, {"location": "http://h.test/x"}, b"")
-    monkeypatch.setattr(web_files.WebFiles, "_request", lambda *_: moved)
+    def moved(connection):
+        connection.status, connection.headers = 302, {"location": ["http://h.test/x"]}
+        return b""
+
+    monkeypatch.setattr(Connection, "perform", moved)
     with pytest.raises(DataError, match="a redirect from https:// to http://"):
         files(tmp_path).open("https://h.test/x")
 

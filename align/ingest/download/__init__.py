@@ -1,18 +1,17 @@
 """Downloads pictures from the web: fast, polite, and safe against hostile servers.
 
 downloader   the loop: starts requests and handles their outcomes
-exchange     one request and its answer, on libcurl
+exchange     what an answer means, and how many bytes of answers are in memory
 schedule     which request comes next
 hosts        the state of a host: its queue, its limits, when it may be asked again
 slow_hosts   what is said of hosts that get too many requests
 
-Which addresses may be asked at all, and what a failure means, is in `align.web`.
+One request on libcurl, the addresses that may be asked, and what a failure means are in `align.web`.
 """
 
 from __future__ import annotations
 
 from align.ingest.download.downloader import Downloader, Fetched
 from align.ingest.download.hosts import Ask
-from align.ingest.download.slow_hosts import SlowHosts
 
-__all__ = ["Ask", "Downloader", "Fetched", "SlowHosts"]
+__all__ = ["Ask", "Downloader", "Fetched"]

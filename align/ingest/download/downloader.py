@@ -24,10 +24,12 @@ import pycurl
 
 from align.config.ingest import DownloadConfig
 from align.ingest import robots
-from align.ingest.download.exchange import Budget, Exchange
+from align.ingest.download.exchange import MAX_HEADER_BYTES, Budget, judge, location_of
 from align.ingest.download.hosts import Ask, Host, Job
 from align.ingest.download.schedule import Schedule
+from align.ingest.download.slow_hosts import SlowHosts
 from align.web.addresses import MAX_REDIRECTS, Target, address_policy, target_of
+from align.web.connection import Connection
 from align.web.failure import Failure
 
 
@@ -82,7 +84,6 @@ class Transfers:
     def __init__(self, max_connections: int, max_per_host: int) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, int] = {}  # socket -> which multi handle
-        self._used: dict[Any, Any] = {}  # easy handle -> its multi handle
         num_multis = -(-max_connections // _TRANSFERS_PER_MULTI)
         self._timers: list[float | None] = [None] * num_multis
         self._multis: list[Any] = []
@@ -96,12 +97,11 @@ class Transfers:
 
     def add(self, easy: Any, origin: str) -> None:
         """Starts a transfer from that host; `wait` continues it."""
-        multi = self._used[easy] = self._multis[zlib.crc32(origin.encode()) % len(self._multis)]
-        multi.add_handle(easy)
+        self._multis[zlib.crc32(origin.encode()) % len(self._multis)].add_handle(easy)
 
     def remove(self, easy: Any) -> None:
         """Ends a transfer, finished or not."""
-        self._used.pop(easy).remove_handle(easy)
+        easy.multi().remove_handle(easy)
 
     def wait(self, timeout_s: float) -> Iterator[tuple[Any, int, str]]:
         """Continues the transfers, and waits at most `timeout_s` seconds for something to happen.
@@ -112,16 +112,11 @@ class Transfers:
         if due := [timer for timer in self._timers if timer is not None]:
             timeout_s = min(timeout_s, min(due) - time.monotonic())
         continued = set()
-        for fd, events in self._epoll.poll(max(0.0, timeout_s)):
-            mask = pycurl.CSELECT_IN if events & (select.EPOLLIN | select.EPOLLHUP) else 0
-            if events & select.EPOLLOUT:
-                mask |= pycurl.CSELECT_OUT
-            if events & select.EPOLLERR:
-                mask |= pycurl.CSELECT_ERR
+        for fd, _ in self._epoll.poll(max(0.0, timeout_s)):
             number = self._watched.get(fd)
             if number is not None:  # an earlier event may have ended it
                 continued.add(number)
-                self._multis[number].socket_action(fd, mask)
+                self._multis[number].socket_action(fd, 0)  # libcurl finds out what is possible
         now = time.monotonic()
         for number, timer in enumerate(self._timers):
             if timer is not None and timer <= now:
@@ -174,7 +169,6 @@ class Downloader:
         refuse: called before each request, redirects included. It returns why a URL must not be requested, or None.
         address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
         curl_options: more options of every libcurl handle, such as another list of certificate authorities.
-        on_busy: called at each answer of a host that gets too many requests, see `SlowHosts`.
         is_ours: whether redirects to a target are followed here; None: all are. Those of robots.txt always are.
     """
 
@@ -185,14 +179,15 @@ class Downloader:
         refuse: Callable[[str], str | None] | None = None,
         address_allowed: Callable[[str, int], bool] | None = None,
         curl_options: Mapping[int, Any] | None = None,
-        on_busy: Callable[[str, Failure, Failure | None], None] | None = None,
         is_ours: Callable[[Target], bool] | None = None,
     ) -> None:
         self._config = config
         self._is_ours = is_ours or (lambda _: True)
-        self._on_busy = on_busy
+        self._slow = SlowHosts()
         self._refuse = refuse or (lambda _: None)
         self._token = robots.token_of(config.user_agent)
+        self._judge_rules = partial(judge, token=None)
+        self._judge_picture = partial(judge, token=self._token if config.obey_robots else None)
         self._may_connect = address_allowed or address_policy(config.allow_networks)
         self._curl_options = curl_options or {}
         self._transfers = Transfers(config.max_connections, config.max_connections_per_host)
@@ -200,15 +195,15 @@ class Downloader:
         self._schedule = Schedule(
             config.max_connections_per_host, config.max_requests_per_host_per_s, obey_robots=config.obey_robots
         )
-        self._exchanges: list[Exchange] = []
-        self._idle: list[Exchange] = []
+        self._connections: list[Connection] = []
+        self._idle: list[Connection] = []
         self._held_s = 0.0
         self._swept_s = 0.0
         self._is_fetching = False
         self._clear()
 
     def _clear(self) -> None:
-        self._active: dict[Exchange, tuple[Job, Host]] = {}
+        self._active: dict[Connection, tuple[Job, Host]] = {}
         self._num_open = 0
         self._results: deque[Fetched] = deque()
 
@@ -224,9 +219,9 @@ class Downloader:
         """Closes all connections."""
         self._abandon()
         self._transfers.close()
-        for exchange in self._exchanges:
-            exchange.close()
-        self._exchanges.clear()
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
         self._idle.clear()
 
     def fetch(self, urls: Iterable[str | Ask]) -> Generator[Fetched]:
@@ -316,23 +311,26 @@ class Downloader:
             job.num_attempts += 1
             job.attempt_s, job.left_s = now, config.timeout_s
         job.expires_s = min(now + job.left_s, job.deadline_s)
-        exchange = self._idle.pop() if self._idle else self._new_exchange()
-        exchange.prepare(job.target.url, robots.MAX_BYTES if is_robots else config.max_image_bytes, is_robots=is_robots)
-        self._active[exchange] = job, host
+        connection = self._idle.pop() if self._idle else self._new_connection()
+        if is_robots:
+            connection.prepare(job.target.url, robots.MAX_BYTES, judge=self._judge_rules, cuts=True)
+        else:
+            connection.prepare(job.target.url, config.max_image_bytes, judge=self._judge_picture)
+        self._active[connection] = job, host
         self._schedule.started(host, now)
-        self._transfers.add(exchange.easy, host.target.origin)
+        self._transfers.add(connection.easy, host.target.origin)
 
-    def _new_exchange(self) -> Exchange:
-        exchange = Exchange(
+    def _new_connection(self) -> Connection:
+        connection = Connection(
             self._config.user_agent,
             self._config.connect_timeout_s,
             self._may_connect,
-            self._budget,
             self._curl_options,
-            obey_robots=self._config.obey_robots,
+            max_header_bytes=MAX_HEADER_BYTES,
+            admit=self._budget.admit,
         )
-        self._exchanges.append(exchange)
-        return exchange
+        self._connections.append(connection)
+        return connection
 
     # Handling outcomes.
 
@@ -341,35 +339,35 @@ class Downloader:
         now = self._now()
         timeout_s = _SWEEP_S if wait and not self._results else 0.0
         for easy, code, message in self._transfers.wait(self._schedule.wait_s(now, timeout_s)):
-            exchange: Exchange = easy.exchange
-            if exchange in self._active:
-                self._end(exchange, exchange.result(code, message))
+            connection: Connection = easy.connection
+            if connection in self._active:
+                self._end(connection, connection.result(code, message))
         now = self._now()
         if now - self._swept_s >= _SWEEP_S:
             self._sweep(now)
 
     def _sweep(self, now: float) -> None:
         late = []
-        for exchange, (job, _) in self._active.items():
-            if exchange.is_paused:  # we paused it, not the host
+        for connection, (job, _) in self._active.items():
+            if connection.is_paused:  # we paused it, not the host
                 job.expires_s = min(job.deadline_s, job.expires_s + now - self._swept_s)
-            if now >= job.expires_s or exchange.is_broken:
-                late.append(exchange)
-        for exchange in late:
-            words = f"after {exchange.num_bytes:,} bytes" if exchange.status else "no answer"
-            failure = Failure(f"timed out: {words}", retryable=True, status=exchange.status or None)
-            self._end(exchange, exchange.failure or failure)
+            if now >= job.expires_s or connection.is_broken:
+                late.append(connection)
+        for connection in late:
+            words = f"after {connection.num_bytes:,} bytes" if connection.status else "no answer"
+            failure = Failure(f"timed out: {words}", retryable=True, status=connection.status or None)
+            self._end(connection, connection.failure or failure)
         self._swept_s = now
 
-    def _end(self, exchange: Exchange, outcome: bytes | Failure) -> None:
+    def _end(self, connection: Connection, outcome: bytes | Failure) -> None:
         """Handles the end of a request."""
-        job, host = self._active.pop(exchange)
-        self._transfers.remove(exchange.easy)
-        location, job.status = exchange.location, exchange.status or None
-        exchange.release()
-        self._idle.append(exchange)
+        job, host = self._active.pop(connection)
+        location, job.status = location_of(connection), connection.status or None
+        self._put_back(connection)
         host.num_active -= 1
         now = self._now()
+        if outcome == b"" and location is None and job.robots_of is None:
+            outcome = Failure("empty body")
         if isinstance(outcome, Failure):
             self._failed(job, host, outcome, now)
         else:
@@ -379,6 +377,12 @@ class Downloader:
             else:
                 self._redirect(job, location, now)
         self._schedule.offer(host)
+
+    def _put_back(self, connection: Connection) -> None:
+        self._transfers.remove(connection.easy)
+        self._budget.release(connection)
+        connection.release()
+        self._idle.append(connection)
 
     def _redirect(self, job: Job, location: str, now: float) -> None:
         job.num_redirects += 1
@@ -411,8 +415,8 @@ class Downloader:
         host.failed(
             failure, now, wait_s=wait_s, longest_wait_s=config.deadline_s, max_failures=config.max_failures_per_host
         )
-        if failure.busy and self._on_busy is not None:
-            self._on_busy(host.target.host, failure, host.closed if host.is_closed(now) else None)
+        if failure.busy:
+            self._slow.say_of(host.target.host, failure, host.closed if host.is_closed(now) else None)
         if job.num_attempts > config.num_retries or now + wait_s >= job.deadline_s or host.is_closed(now):
             self._finish(job, failure)
             return
@@ -465,10 +469,8 @@ class Downloader:
     def _abandon(self) -> None:
         """Ends the requests under way and forgets all URLs."""
         self._budget.paused.clear()
-        for exchange in list(self._active):
-            self._transfers.remove(exchange.easy)
-            exchange.release()
-            self._idle.append(exchange)
+        for connection in self._active:
+            self._put_back(connection)
         self._schedule.clear()
         self._budget.used = 0
         self._clear()

@@ -198,15 +198,10 @@ class ImageIndex:
         """The same index without some of its images: no key names them, and no search finds them.
 
         Args:
-            image_ids: sha256s of images to leave out.
-            covers: whether an image is left out for the (url, page_url) of one of its pairs; None: for none.
-
-        Raises:
-            CorruptError: the addresses are damaged.
+            image_ids: see `IndexedImages.listed`, as for covers and errors.
+            covers: see there.
         """
-        shown = ~self.items.with_image_ids(image_ids)
-        if covers is not None:
-            shown[list(self.items.covered(covers))] = False
+        shown = ~self.items.listed(image_ids, covers)
         return replace(self, _shown=None if shown.all() else shown)
 
     @property

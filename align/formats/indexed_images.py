@@ -230,10 +230,6 @@ class IndexedImages:
         for chunk in self._table["texts"].chunks:
             yield from chunk.to_pylist()
 
-    def with_image_ids(self, image_ids: Collection[str]) -> NDArray[np.bool_]:
-        """(len(self),) bool: which images have one of these sha256s."""
-        return _numpy(pc.is_in(self._table["image_id"], value_set=pa.array(sorted(image_ids), pa.string())))
-
     def position(self, key: str) -> int:
         """The row of an image. Raises DataError if no image has this key."""
         keys, order = self._table["key"], self._by_key
@@ -272,15 +268,25 @@ class IndexedImages:
                 raise ValueError("addresses are missing")
         return tuple(map(PairAddress, pages, pictures))
 
-    def covered(self, covers: Callable[[str, str], bool]) -> Iterator[int]:
-        """The positions of images that have a pair whose (url, page_url) is covered. Raises CorruptError if damaged."""
-        for group, end in enumerate(self._ends):
+    def listed(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None = None) -> NDArray[np.bool_]:
+        """The images of a list of take-downs, as (len(self),) bool.
+
+        Args:
+            image_ids: sha256s of pictures.
+            covers: whether an image is listed for the (url, page_url) of one of its pairs; None: for none.
+
+        Raises:
+            CorruptError: the addresses are damaged.
+        """
+        found = np.array(pc.is_in(self._table["image_id"], value_set=pa.array(sorted(image_ids), pa.string())))
+        for group, end in enumerate(self._ends) if covers is not None else ():
             rows = self._addresses_in(group)
             with _reading(self._path):
                 pages, pictures = (pc.list_flatten(rows[name]).to_pylist() for name in _ON_DISK)
                 owners = pc.list_parent_indices(rows["urls"].combine_chunks()).to_pylist()
-                found = {owner for owner, *one in zip(owners, pictures, pages, strict=True) if covers(*one)}
-            yield from (int(end) - len(rows) + owner for owner in found)
+                pairs = zip(owners, pictures, pages, strict=True)
+                found[[int(end) - len(rows) + owner for owner, *pair in pairs if covers(*pair)]] = True
+        return found
 
     def _addresses_in(self, group: int) -> pa.Table:
         """The addresses of a row group."""
@@ -302,7 +308,7 @@ class IndexedImages:
         """
         found = np.ones(len(self), np.bool_)
         if splits:
-            found &= _numpy(pc.is_in(self._table["split"].cast(pa.string()), value_set=pa.array(splits, pa.string())))
+            found &= np.asarray(pc.is_in(self._table["split"].cast(pa.string()), pa.array(splits, pa.string())))
         for condition in where:
             found &= self._fulfilling(condition)
         for word in sorted(words, key=len, reverse=True):  # the longest is the rarest, and leaves few texts to the next
@@ -323,7 +329,7 @@ class IndexedImages:
             texts, owners = texts.filter(pa.array(mask)), owners[mask]
         for pattern in _patterns(word):
             hits = pc.match_substring_regex(texts, pattern)
-            texts, owners = texts.filter(hits), owners[_numpy(hits)]
+            texts, owners = texts.filter(hits), owners[np.asarray(hits)]
         found = np.zeros(len(among), np.bool_)
         found[owners] = True
         return found & among
@@ -358,7 +364,7 @@ class IndexedImages:
             value = float(text.replace(",", "."))
         elif operator != "=":
             raise DataError(f"{name}{operator}{text}: column {name} has texts, which only = compares")
-        return _numpy(pc.fill_null(_COMPARE[operator](column, value), False))
+        return np.asarray(pc.fill_null(_COMPARE[operator](column, value), False))
 
 
 def no_image(key: str) -> DataError:
@@ -378,7 +384,3 @@ def _patterns(word: str) -> list[str]:
 
 def _plain(value: Value) -> Value:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    return np.asarray(column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(False))

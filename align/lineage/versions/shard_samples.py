@@ -126,8 +126,7 @@ def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> 
         CorruptError: it is damaged, or has another form.
     """
     images = IndexedImages.load(index)
-    shown = images.covered(lambda url, page: opted_out.matches(url, page, None))
-    return bool(images.with_image_ids(image_ids).any()) or next(shown, None) is not None
+    return bool(images.listed(image_ids, lambda url, page: opted_out.matches(url, page, None)).any())
 
 
 def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> bool:

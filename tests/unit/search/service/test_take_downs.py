@@ -136,14 +136,14 @@ def test_the_next_release_is_masked_before_it_is_served(world, tmp_path):
 
 
 def test_of_an_index_that_cannot_be_masked_nothing_is_served(world, tmp_path, monkeypatch):
-    def damaged(self, covers):
+    def damaged(self, image_ids, covers):
         raise CorruptError("items.parquet: damaged")
 
     (tmp_path / OPTED_OUT).write_text(HEADER)
     release = Release("1" * 64, "align", 1)
     followed = Champion(Releases(release), 3600, take_downs(tmp_path), lambda release, folders: served(world))
     followed.look()
-    monkeypatch.setattr(IndexedImages, "covered", damaged)
+    monkeypatch.setattr(IndexedImages, "listed", damaged)
     (tmp_path / OPTED_OUT).write_text(f"{HEADER}host,example.com,,2026-01-02\n")
     followed.obey()
     assert followed.served is None

@@ -1,11 +1,9 @@
 """The format of `data/index`: which images are indexed, where their bytes are stored, their thumbnails and vectors.
 
-`vectors.faiss` (and `vectors.npy`, if it is approximate) hold one vector per image; row i of `items.parquet` describes
-vector i, and says which bytes of `thumbnails.jpegs` are its thumbnail; row i of `addresses.parquet` has the addresses
-of its pairs; `words.parquet` says which images have a word; `columns.parquet`, of a catalogue alone, has the columns
-of its table. `index.json` names the model and the shards that all belong
-to, the rules that kept the pairs, and the size of each file. A search with another model or over other shards is an
-error, never a wrong answer.
+`vectors.faiss` (and `vectors.npy`, if it is approximate) hold one vector per image; row i of `items.parquet` has all
+that is said of vector i: texts, addresses, the columns of a catalogue, and which bytes of `thumbnails.jpegs` are its
+thumbnail. `index.json` names the model and the shards that all belong to, the rules that kept the pairs, and the size
+of each file. A search with another model or over other shards is an error, never a wrong answer.
 
 With thumbnails the folder needs nothing else to show what it finds, and where that comes from.
 """
@@ -13,23 +11,29 @@ With thumbnails the folder needs nothing else to show what it finds, and where t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
-from align.formats.indexed_columns import IndexedColumns, Value
-from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image, pairs, write_found
-from align.formats.indexed_words import IndexedWords
+from align.formats.indexed_images import (
+    ITEMS,
+    IndexedImage,
+    IndexedImages,
+    PairAddress,
+    Vectors32,
+    no_image,
+    write_images,
+)
 from align.formats.json_file import StoredModel, parse
-from align.formats.pair_addresses import PairAddress, PairAddresses
 from align.interfaces.vectors import Vectors
 
 __all__ = ["Hit", "ImageIndex", "IndexHeader", "IndexedImage", "write_index"]
@@ -57,7 +61,7 @@ class IndexHeader(StoredModel):
         vectors_sha256: file of vectors -> hex sha256; the tables have checksums of their own.
     """
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     model_digest: str
     shards_digest: str
     num_items: int
@@ -76,14 +80,10 @@ class Hit:
     score: float
 
 
-#: `key` and `image_id` of pairs, some at a time -> `page_urls` and `urls`, in the same order.
-FindAddresses = Callable[[Iterable[pa.Table]], Iterable[pa.Table]]
-
-
 def write_index(
     directory: Path,
-    build: Callable[[Path, ImagesWriter], Vectors],
-    find_addresses: FindAddresses,
+    images: Iterable[tuple[pa.Table, Vectors32]],
+    build: Callable[[Iterator[Vectors32], Path], Vectors],
     *,
     model_digest: str,
     shards_digest: str,
@@ -94,8 +94,8 @@ def write_index(
 
     Args:
         directory: exists; hidden files in it are not of the index.
-        build: gets the file to which it writes the vectors, and a writer to which it adds the images in the same order.
-        find_addresses: finds the addresses of their pairs.
+        images: some at a time, see `write_images`; at least one.
+        build: writes their vectors to a file.
         model_digest: of the model.
         shards_digest: of the shards.
         thumbnail_px: longest side of the thumbnails; 0: there are none.
@@ -104,16 +104,14 @@ def write_index(
     Raises:
         CorruptError: not as many vectors as images were written.
     """
-    with ImagesWriter(directory, thumbnails=thumbnail_px > 0) as images:
-        vectors = build(directory / VECTORS, images)
-    if len(vectors) != images.num_images:
-        raise CorruptError(f"{directory}: {len(vectors)} vectors for {images.num_images} images")
-    write_found(directory, find_addresses(pairs(directory)))
+    vectors = build(write_images(directory, images, thumbnails=thumbnail_px > 0), directory / VECTORS)
+    if len(vectors) != (num_images := pq.read_metadata(directory / ITEMS).num_rows):
+        raise CorruptError(f"{directory}: {len(vectors)} vectors for {num_images} images")
     files = [path for path in sorted(directory.iterdir()) if not path.name.startswith(".") and path.name != _HEADER]
     header = IndexHeader(
         model_digest=model_digest,
         shards_digest=shards_digest,
-        num_items=images.num_images,
+        num_items=num_images,
         width=vectors.width,
         thumbnail_px=thumbnail_px,
         rules=dict(rules or {}),
@@ -163,13 +161,10 @@ class ImageIndex:
     Attributes:
         header: index.json.
         items: the images, in the order of the index.
-        columns: of a catalogue.
     """
 
     header: IndexHeader
     items: IndexedImages
-    columns: IndexedColumns
-    _addresses: PairAddresses
     _vectors: Vectors
     _allowed: Callable[..., NDArray[np.bool_]]
     _shown: NDArray[np.bool_] | None = None  # all
@@ -195,26 +190,18 @@ class ImageIndex:
                 )
         vectors = load_vectors(directory / VECTORS)
         items = IndexedImages.load(directory, len(vectors), thumbnails=header.thumbnail_px > 0)
-        if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
-            raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
-        words = IndexedWords.load(directory, len(items))
-        addresses, columns = PairAddresses.load(directory, len(items)), IndexedColumns.load(directory, len(items))
-        allowed = lru_cache(_NUM_FILTERS)(partial(_matching, items, words, columns))
-        return cls(header, items, columns, addresses, vectors, allowed)
+        if len(vectors) != header.num_items or vectors.width != header.width:
+            raise CorruptError(f"{directory}: vectors and index.json disagree; run `align index` again")
+        return cls(header, items, vectors, lru_cache(_NUM_FILTERS)(items.matching))
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
         """The same index without some of its images: no key names them, and no search finds them.
 
         Args:
-            image_ids: sha256s of images to leave out.
-            covers: whether an image is left out for the (url, page_url) of one of its pairs; None: for none.
-
-        Raises:
-            CorruptError: the file of the addresses is damaged.
+            image_ids: see `IndexedImages.listed`, as for covers and errors.
+            covers: see there.
         """
-        shown = ~self.items.with_image_ids(image_ids)
-        if covers is not None:
-            shown[list(self._addresses.covered(covers))] = False
+        shown = ~self.items.listed(image_ids, covers)
         return replace(self, _shown=None if shown.all() else shown)
 
     @property
@@ -236,10 +223,9 @@ class ImageIndex:
 
         Raises:
             DataError: no image has this key.
-            CorruptError: the file of the addresses is damaged.
+            CorruptError: they are damaged.
         """
-        position = self._position(key)
-        return self._addresses.of(position, len(self.items[position].keys))
+        return self.items.addresses(self._position(key))
 
     def thumbnail(self, key: str) -> bytes:
         """The thumbnail of an image: a JPEG, square as the shards' images are.
@@ -269,23 +255,10 @@ class ImageIndex:
         positions = np.arange(len(self.items)) if self._shown is None else np.flatnonzero(self._shown)
         return [self.items[int(some[0])] for some in np.array_split(positions, number) if len(some)]
 
-    def columns_of(self, key: str) -> dict[str, Value]:
-        """Column -> value of an image. Raises DataError if no image has this key."""
-        return self.columns.of(self._position(key))
-
     def allowed(
         self, splits: Sequence[str] = (), words: Sequence[str] = (), where: Sequence[str] = ()
     ) -> NDArray[np.bool_] | None:
-        """The images that pass a filter, as (number of images,) booleans; None: all.
-
-        Args:
-            splits: only images of these; none: of any.
-            words: only images whose texts have each of these as a whole word, in upper or lower case.
-            where: only images that fulfil each of these conditions, see `IndexedColumns.matching`.
-
-        Raises:
-            DataError: a condition names no column, or a value that does not suit it.
-        """
+        """The images that pass a filter, as (number of images,) booleans; None: all. See `IndexedImages.matching`."""
         given = tuple(splits), tuple(words), tuple(where)
         return self._allowed(*given) if any(given) else None
 
@@ -310,18 +283,3 @@ class ImageIndex:
         scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude), allowed)
         found = ((self.items[int(position)], float(score)) for score, position in zip(scores[0], ids[0], strict=True))
         return [Hit(item, score) for item, score in found if item.key not in exclude][:k]
-
-
-def _matching(
-    items: IndexedImages,
-    words: IndexedWords,
-    columns: IndexedColumns,
-    splits: tuple[str, ...],
-    wanted: tuple[str, ...],
-    where: tuple[str, ...],
-) -> NDArray[np.bool_]:
-    parts = [items.in_splits(splits)] if splits else []
-    parts += [words.matching(word, items.texts_column) for word in wanted]
-    parts += [columns.matching(condition) for condition in where]
-    found: NDArray[np.bool_] = np.logical_and.reduce(parts)
-    return found

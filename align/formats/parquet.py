@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.durable.memory import allocating_at_most
-from align.errors import CorruptError, DataError
+from align.errors import DataError
 from align.pairs.text import MAX_CHARACTERS
 
 #: Rows of a batch; fewer if the file states that rows are large ...
@@ -29,9 +29,6 @@ _AIM_BYTES = 32 << 20
 _FEW_ROWS = 64
 _BATCH_BYTES = 512 << 20
 _MAX_BYTES_PER_CHARACTER = 4
-#: A table of an index may allocate this, and so much for each of its images: 64 columns of a catalogue are 64 kB.
-_INDEX_BYTES, _IMAGE_BYTES = 256 << 20, 128 << 10
-
 
 #: What becomes of a column.
 _Prepared = Callable[[pa.Array], pa.Array]
@@ -153,22 +150,6 @@ def readable(path: Path | str, problem: str, remedy: str, kind: type[DataError] 
         yield
     except (pa.ArrowException, MemoryError, OSError, ValueError, TypeError, LookupError) as error:
         raise kind(f"{path}: {problem} ({' '.join(str(error).split())[:200]}); {remedy}") from None
-
-
-@contextmanager
-def of_index(path: Path | str, num_images: int = 0) -> Iterator[None]:
-    """Reads a table of an index of so many images, in bounded memory. Raises CorruptError as `readable`."""
-    remedy = "run `align index` again"
-    with readable(path, "damaged", remedy, CorruptError), allocating_at_most(_INDEX_BYTES + num_images * _IMAGE_BYTES):
-        yield
-
-
-def read_whole(path: Path, **options: Any) -> pa.Table:
-    """A table of an index, valid to its last byte; in one thread, since a thread that cannot start ends the process."""
-    file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, **options)
-    table = file.read(use_threads=False)
-    table.validate(full=True)
-    return table
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,8 +28,10 @@ ORDER BY pairs.position
 """
 
 
-def find_addresses(raw: Path, pairs: Iterable[pa.Table], scratch: Path, engine: EngineConfig) -> Iterator[pa.Table]:
-    """Yields `page_urls` and `urls` of all pairs in their order, some at a time; a text is empty if there is none.
+def with_addresses(
+    raw: Path, images: Callable[[], Iterable[pa.Table]], scratch: Path, engine: EngineConfig
+) -> Iterator[pa.Table]:
+    """Yields images with `page_urls` and `urls`, parallel to their `keys`; a text is empty if there is none.
 
     Only web addresses of pictures count: a file's name says where somebody keeps their data. In a table of ours the
     sha256 of the picture is compared, since every ingest numbers its keys again. A table of img2dataset has keys of its
@@ -35,33 +39,44 @@ def find_addresses(raw: Path, pairs: Iterable[pa.Table], scratch: Path, engine: 
 
     Args:
         raw: data/raw.
-        pairs: `key` and `image_id`, some at a time.
+        images: reads them, some at a time, with `keys` of their pairs and `image_id`; asked twice.
         scratch: a folder for files, which is removed at the end.
         engine: bounds of the join, which DuckDB does here.
 
     Raises:
-        DataError: a table is missing or unreadable, or lacks a pair: it is of another version of the data.
+        DataError: a table is missing or unreadable, or lacks a pair or has one twice: the data is of another version.
         FormatError: a table lacks a column.
     """
     shards = raw_shards(raw)
     scratch.mkdir(parents=True, exist_ok=True)
-    num_pairs = _write(scratch / "pairs.parquet", _PAIR, _numbered(pairs))
+    num_pairs = _write(scratch / "pairs.parquet", _PAIR, _pairs(images()))
     _write(scratch / "raw.parquet", _ROW, map(_rows, shards))
     with open_engine(engine.model_copy(update={"runner": "local"}), scratch) as sql:
         for name in ("pairs", "raw"):
             sql.view(name, scratch / f"{name}.parquet")
         sql.write(_FOUND, scratch / "found.parquet")
         sql.view("found", scratch / "found.parquet")
-        [(num_missing,)] = sql.rows("SELECT count(*) FROM found WHERE is_missing")
+        [(num_found, num_missing)] = sql.rows("SELECT count(*), count(*) FILTER (is_missing) FROM found")
         if num_missing:
             [(first,)] = sql.rows("SELECT key FROM found WHERE is_missing ORDER BY position LIMIT 1")
             raise DataError(
                 f"{raw}: has not {num_missing:,} of the {num_pairs:,} pairs of the shards, such as {first}: "
                 "they are of different versions of the data; run `dvc repro`"
             )
+    if num_found != num_pairs:
+        raise DataError(f"{raw}: has {num_found - num_pairs:,} keys of the pairs twice; make the folder again")
     with pq.ParquetFile(scratch / "found.parquet") as found:
-        for batch in found.iter_batches(columns=["page_urls", "urls"]):
-            yield pa.table(batch)
+        batches = found.iter_batches(columns=["page_urls", "urls"])
+        rows = chain.from_iterable(
+            zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches
+        )
+        for table in images():
+            ends = np.concatenate([[0], np.cumsum(pc.list_value_length(table["keys"]))])
+            own = list(islice(rows, int(ends[-1])))
+            for place, name in enumerate(("page_urls", "urls")):
+                texts = pa.array([row[place] for row in own], pa.string())
+                table = table.append_column(name, pa.ListArray.from_arrays(pa.array(ends, pa.int32()), texts))
+            yield table
     shutil.rmtree(scratch)
 
 
@@ -75,11 +90,13 @@ def _write(file: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     return num_rows
 
 
-def _numbered(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _pairs(images: Iterable[pa.Table]) -> Iterator[pa.Table]:
     start = 0
-    for table in pairs:
-        yield table.append_column("position", pa.array(range(start, start + len(table)), pa.int64()))
-        start += len(table)
+    for table in images:
+        keys, owners = pc.list_flatten(table["keys"]), pc.list_parent_indices(table["keys"].combine_chunks())
+        position = np.arange(start, start + len(keys))
+        start += len(keys)
+        yield pa.table({"key": keys, "image_id": table["image_id"].take(owners), "position": position})
 
 
 def _rows(shard: RawShard) -> pa.Table:

@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from align.arguments.stages import CATALOGUE as OUT
 from align.config import Params
@@ -30,9 +30,8 @@ from align.display.console import say, track
 from align.durable.files import sha256_file
 from align.durable.work import key_of, work_directory
 from align.errors import ConfigError, DataError
-from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, IndexedImage, write_index
-from align.formats.indexed_columns import write_columns
-from align.formats.indexed_images import ImagesWriter
+from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, write_index
+from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32, column_of
 from align.formats.model_folder import model_digest
 from align.formats.table import PICTURE_COLUMNS, TEXT_COLUMNS, Table, find_column
 from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
@@ -163,60 +162,64 @@ def index_catalogue(
         raise DataError(f"--source {source}: no such file or folder")
     found = _Catalogue(source, reading)
     content = key_of([[one.key, one.image_id, one.text, *one.values] for one in found.entries], found.columns)
-    old = _before(config, digest, out, len(found.entries)) if update else {}
-    lacking = list({one.image_id: one.path for one in found.entries if one.image_id not in old}.items())
+    old, known = _before(config, digest, out, len(found.entries)) if update else (None, dict[str, str]())
+    lacking = list({one.image_id: one.path for one in found.entries if one.image_id not in known}.items())
     with work_directory(out, "index", key_of(config, digest, content, provenance.digest(__name__))) as folder:
         new = _embedded(folder / _PIECES, lacking, encoder, config.thumbnail_px)
-        entries = [one for one in found.entries if one.image_id in old or new[one.image_id][1]]
+        new = {image_id: one for image_id, one in new.items() if one[1]}
+        entries = [one for one in found.entries if one.image_id in known or one.image_id in new]
         found.left_out["whose picture does not decode"] += len(found.entries) - len(entries)
         for reason, number in (+found.left_out).items():
             say(f"index: {source}: left out: {number:,} {reason}")
         if not entries:
             raise DataError(f"{source}: no picture decodes, so there is nothing to index")
 
-        def vectors(images: ImagesWriter) -> Iterator[NDArray[np.float32]]:
-            for one in track(entries, what="index: joined", total=len(entries)):
-                if one.image_id in old:
-                    index, key = old[one.image_id]
-                    small, vector = index.thumbnail(key), index.vector(key)
-                else:
-                    small, vector = new[one.image_id][0], np.frombuffer(new[one.image_id][1], "<f4")
-                images.add(
-                    IndexedImage(one.key, one.image_id, (one.text,), CATALOGUE, one.key, 0, 0, (one.key,)), small
-                )
-                yield vector[np.newaxis]
+        def embedded(image_id: str) -> tuple[bytes, bytes]:
+            if old is None or image_id not in known:
+                return new[image_id]
+            return old.thumbnail(known[image_id]), old.vector(known[image_id]).tobytes()
 
-        def build(path: Path, images: ImagesWriter) -> VectorIndex:
-            if found.columns:
-                values = zip(*(one.values for one in entries), strict=True)
-                write_columns(path.parent, dict(zip(found.columns, values, strict=True)))
-            return VectorIndex.build(vectors(images), path, num_vectors=len(entries), exact_below=config.exact_below)
-
-        small_px = config.thumbnail_px
-        write_index(folder, build, _no_addresses, model_digest=digest, shards_digest=content, thumbnail_px=small_px)
+        build = partial(VectorIndex.build, num_vectors=len(entries), exact_below=config.exact_below)
+        images, small_px = _images(entries, found.columns, embedded), config.thumbnail_px
+        write_index(folder, images, build, model_digest=digest, shards_digest=content, thumbnail_px=small_px)
         shutil.rmtree(folder / _PIECES)
     say(f"index: {len(entries):,} images of {source}; {len(lacking):,} pictures were embedded -> {out}")
     return len(lacking)
 
 
-def _no_addresses(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """An index is given away, and a path says where somebody keeps their pictures."""
-    for some in pairs:
-        yield pa.table({name: pa.array([""] * len(some)) for name in ("page_urls", "urls")})
+def _images(
+    entries: Sequence[_Entry], names: Sequence[str], embedded: Callable[[str], tuple[bytes, bytes]]
+) -> Iterator[tuple[pa.Table, Vectors32]]:
+    """The rows of the index, some at a time, with their vectors; `embedded` has thumbnail and vector of an image."""
+    columns = [column_of(values) for values in zip(*(one.values for one in entries), strict=True)]
+    for start in track(range(0, len(entries), ROWS_AT_ONCE), what="index: joined"):
+        some = entries[start : start + ROWS_AT_ONCE]
+        thumbnails, vectors = zip(*(embedded(one.image_id) for one in some), strict=True)
+        keys, nothing = [one.key for one in some], [0] * len(some)
+        # no addresses: an index is given away, and a path says where somebody keeps their pictures
+        rows = {
+            "key": keys, "image_id": [one.image_id for one in some], "texts": [[one.text] for one in some],
+            "split": [CATALOGUE] * len(some), "shard": keys, "offset_bytes": nothing, "size_bytes": nothing,
+            "keys": [[key] for key in keys], "page_urls": [[""] for _ in some], "urls": [[""] for _ in some],
+            "thumbnail": thumbnails,
+        }  # fmt: skip
+        if columns:
+            rows["columns"] = pa.StructArray.from_arrays([one.slice(start, len(some)) for one in columns], names)
+        yield pa.table(rows), np.frombuffer(b"".join(vectors), "<f4").reshape(len(some), -1)
 
 
-def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> dict[str, tuple[ImageIndex, str]]:
-    """image_id -> the index in `out` and a key in it, of all whose vector and thumbnail are those of a new index."""
+def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> tuple[ImageIndex | None, dict[str, str]]:
+    """The index in `out`, and image_id -> a key in it, of all whose vector and thumbnail are those of a new index."""
     if not out.exists():
         say(f"index: {out}: no index yet, so all pictures are embedded")
-        return {}
+        return None, {}
     index = ImageIndex.load(out, VectorIndex.load)
     if index.header.model_digest != digest:
         raise DataError(f"{out}: was made with another model; run it without --update, which embeds all pictures")
     is_rounded = Path(VECTORS).with_suffix(".npy").name in index.header.files
     if index.header.thumbnail_px != config.thumbnail_px or (is_rounded and num_entries < config.exact_below):
-        return {}
-    return {item.image_id: (index, item.key) for item in index.items}
+        return None, {}
+    return index, {item.image_id: item.key for item in index.items}
 
 
 def _embedded(

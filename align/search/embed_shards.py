@@ -21,13 +21,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from align.durable.files import replaced
 from align.durable.steps import Step, Work
 from align.errors import CorruptError
-from align.formats.image_index import IndexedImage
-from align.formats.indexed_images import ImagesWriter
 from align.formats.shards import Manifest, Shard, ShardTask, local_tar
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
@@ -85,18 +82,13 @@ def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model:
     work.work.run(step, {task.name: task for task in manifest.tasks}, executor)
 
 
-def add_images(work: EmbedWork, manifest: Manifest, images: ImagesWriter) -> Iterator[NDArray[np.float32]]:
-    """Yields the vectors of one tar after the other, once its images were added. Memory holds one tar's."""
+def embedded_tars(work: EmbedWork, manifest: Manifest) -> Iterator[pa.Table]:
+    """Yields what was made of one tar after the other: of each image its description, thumbnail and vector."""
     for task in manifest.tasks:
-        with (work.work.folder / _EMBEDDED / task.name / _IMAGES).open("rb") as file:
-            table = pa.ipc.open_file(file).read_all()
-        if not len(table):
-            continue
-        for row in table.drop_columns(["vector"]).to_pylist():
-            place = (task.split, task.shard.path, row["offset_bytes"], row["size_bytes"])
-            item = IndexedImage(row["key"], row["image_id"], tuple(row["texts"]), *place, tuple(row["keys"]))
-            images.add(item, row["thumbnail"])
-        yield np.frombuffer(b"".join(table["vector"].to_pylist()), "<f4").reshape(len(table), -1)
+        with pa.memory_map(str(work.work.folder / _EMBEDDED / task.name / _IMAGES)) as file:
+            rows = pa.ipc.open_file(file).read_all()
+        split, shard = ([name] * len(rows) for name in (task.split, task.shard.path))
+        yield rows.append_column("split", [split]).append_column("shard", [shard])
 
 
 def thumbnail(image: bytes, side_px: int) -> bytes:

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from align.config import Params
 from align.config.infrastructure import EngineConfig, StoreConfig
@@ -31,15 +34,14 @@ from align.durable.steps import Work
 from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError, FormatError
 from align.formats.image_index import Hit, ImageIndex, IndexedImage, write_index
-from align.formats.indexed_images import ImagesWriter
 from align.formats.labelled_queries import ComposedQuery, LabelledQuery, QueryFile, names, read_queries
 from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.project import provenance
-from align.search.addresses import find_addresses
-from align.search.embed_shards import RESULTS, EmbedWork, add_images, embed_shards
+from align.search.addresses import with_addresses
+from align.search.embed_shards import RESULTS, EmbedWork, embed_shards, embedded_tars
 from align.search.queries import compose, share_named
 from align.search.report import (
     ANSWER_CUT,
@@ -241,24 +243,24 @@ def index(
         work = EmbedWork(Work(folder, shared), data.shards, fetch, config.thumbnail_px)
         embed_shards(work, executor, manifest, model.folder, model.encoder)
 
-        def build(path: Path, images: ImagesWriter) -> VectorIndex:
-            vectors = track(add_images(work, manifest, images), what="index: joined", total=len(manifest.tasks))
-            return VectorIndex.build(vectors, path, num_vectors=num_images, exact_below=config.exact_below)
+        def images() -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+            tars = with_addresses(data.raw, partial(embedded_tars, work, manifest), folder / ".addresses", engine)
+            for rows in track(tars, what="index: joined", total=len(manifest.tasks)):
+                if len(rows):
+                    yield rows, np.frombuffer(b"".join(rows["vector"].to_pylist()), "<f4").reshape(len(rows), -1)
 
-        def find(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
-            return find_addresses(data.raw, pairs, folder / ".addresses", engine)
-
+        build = partial(VectorIndex.build, num_vectors=num_images, exact_below=config.exact_below)
         write_index(
-            folder, build, find, model_digest=model.digest, shards_digest=manifest.digest,
+            folder, images(), build, model_digest=model.digest, shards_digest=manifest.digest,
             thumbnail_px=config.thumbnail_px, rules=rules,
         )  # fmt: skip
-        images = ImageIndex.load(folder, VectorIndex.load)
+        index = ImageIndex.load(folder, VectorIndex.load)
         tars = manifest.tars
 
         def picture(item: IndexedImage) -> bytes:
             return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
-        report = _ask(labelled, LabelledSearch(images, model.encoder, picture, text_weight), reports)
+        report = _ask(labelled, LabelledSearch(index, model.encoder, picture, text_weight), reports)
         work.work.drop(RESULTS)
     return report
 

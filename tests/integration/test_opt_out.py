@@ -36,16 +36,16 @@ DVC_YAML = (
 SHARD = """\
 import shutil
 from pathlib import Path
-import pyarrow as pa, pyarrow.parquet as pq
-from tests.support import small_data
+import pyarrow.parquet as pq
+from tests.support import indexed, small_data
 for name in ("shards", "index"):
     shutil.rmtree(Path("data", name), ignore_errors=True)
 small_data.write_shards(Path("data"))
-Path("data/index").mkdir()
 Path("reports/shard").mkdir()
 Path("reports/shard/report.json").write_text("{}")
 kept = pq.read_table("data/filtered/decisions", filters=[("keep", "==", True)])
-pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
+given = {"key": kept["key"], "image_id": kept["image_id"], "texts": [[text] for text in kept["text"].to_pylist()]}
+indexed.write(Path("data/index"), len(kept), **given)
 """
 FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 

@@ -82,7 +82,7 @@ else:
     Path("data/index").mkdir()
     pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
     digest = read_manifest(Path("data/shards")).digest
-    header = {"schema_version": 4, "model_digest": "a" * 64, "shards_digest": digest, "thumbnail_px": 0, "files": {}}
+    header = {"schema_version": 5, "model_digest": "a" * 64, "shards_digest": digest, "thumbnail_px": 0, "files": {}}
     header["vectors_sha256"] = {}
     write(Path("data/index/index.json"), header | {"num_items": kept.num_rows, "width": 4, "rules": {}})
 """

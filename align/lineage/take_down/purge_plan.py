@@ -18,7 +18,6 @@ from align.config.paths import PathsConfig
 from align.errors import DataError
 from align.formats.filtered import PAIR_FILES
 from align.formats.indexed_images import ITEMS
-from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
 from align.formats.raw import STATED_SHA256
 from align.interfaces.store import FetchTar
@@ -180,7 +179,7 @@ def plan_purge(
         paths.shards.as_posix(): OutCheck(
             SHARD_FILES, lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
         ),
-        paths.index.as_posix(): OutCheck((ITEMS, ADDRESSES), lambda folder: index_shows(folder, image_ids, opted_out)),
+        paths.index.as_posix(): OutCheck((ITEMS,), lambda folder: index_shows(folder, image_ids, opted_out)),
     }
     _fetch(versions, checks)
     doomed = find_doomed(versions, checks)

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.formats.filtered import FACTS, decision_parts, parts_of
-from align.formats.indexed_images import ITEMS
-from align.formats.pair_addresses import ADDRESSES, PairAddresses
+from align.formats.indexed_images import IndexedImages
 from align.formats.policy import OptedOut
 from align.formats.shards import (
     MANIFEST,
@@ -124,15 +123,10 @@ def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> 
     """Whether data/index holds one of these pictures, or an address that is opted out.
 
     Raises:
-        CorruptError: its addresses are damaged.
+        CorruptError: it is damaged, or has another form.
     """
-    ids = pq.read_table(index / ITEMS, columns=["image_id"])["image_id"].to_pylist()
-    if not image_ids.isdisjoint(ids):
-        return True
-    if not (index / ADDRESSES).exists():  # it tells nobody where a picture is from
-        return False
-    shown = PairAddresses.load(index, len(ids)).covered(lambda url, page: opted_out.matches(url, page, None))
-    return next(shown, None) is not None
+    images = IndexedImages.load(index)
+    return bool(images.listed(image_ids, lambda url, page: opted_out.matches(url, page, None)).any())
 
 
 def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> bool:

@@ -118,7 +118,7 @@ def start(served: Served) -> StartAnswer:
         served=version(served),
         num_images=served.index.num_images,
         example=texts[len(texts) // 2] if texts else None,
-        columns=served.index.columns.choices,
+        columns=served.index.items.choices,
         hits=bounded([_shown(served, Hit(item, 0.0), rank) for rank, item in enumerate(items, 1)]),
     )
 
@@ -167,5 +167,5 @@ def _shown(served: Served, hit: Hit, rank: int) -> SearchHit:
         split=item.split,
         texts=list(item.texts),
         image=picture_address(served, item.key),
-        columns=served.index.columns_of(item.key),
+        columns=item.columns,
     )

@@ -39,8 +39,9 @@ PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 _NUM_DECODERS, _NUM_READERS = 3, 4
 #: Shown pictures that may wait, for each query that may: a page has dozens.
 _READS_PER_QUERY = 24
-#: Different words that a query may ask for in the alt-texts.
-_MAX_WORDS = 8
+#: Different words that a query may ask for in the alt-texts, and images whose texts are searched for a word in the time
+#: of an ordinary request.
+_MAX_WORDS, _IMAGES_PER_TOKEN = 8, 100_000
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
     MODEL_DIGEST, "align.data_digest", "align.git_revision", "align.dvc_lock", "align.promoted_at",
@@ -105,13 +106,18 @@ class SearchService(Collector):
         return await self._reading.do(client, read)
 
     async def allowed(self, client: str, served: Served, query: SearchQuery) -> NDArray[np.bool_] | None:
-        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does."""
+        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does.
+
+        Words cost what a client may ask for, since all texts are searched for them. Raises HTTPException 429.
+        """
         words = list(dict.fromkeys((query.words or "").split()))
         if len(words) > _MAX_WORDS:
             raise DataError(f"words: {len(words):,} different ones; at most {_MAX_WORDS} are looked for")
         splits = [query.split] if query.split is not None else []
         if not words and not splits and not query.where:
             return None
+        if words:
+            self.buckets.take(client, len(words) * len(served.index.items) / _IMAGES_PER_TOKEN)
         return await self.apart(client, lambda: served.index.allowed(splits, words, query.where))
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
@@ -136,7 +142,7 @@ class SearchService(Collector):
             trained_on=_trained_on(item, tags.get("align.data_digest"), header.shards_digest),
             picture_missing=self.pictures.missing_because(served),
             pair=self._pair_of(item, header),
-            columns=served.index.columns_of(item.key),
+            columns=item.columns,
         )
 
     async def health(self) -> Health:

@@ -80,9 +80,9 @@ def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path, capsys):
     assert [item.key for item in index.items] == [
         "pictures/red.jpg", "pictures/green.png", "pictures/blue-vase.jpg", "pictures/red.jpg#2",
     ]  # fmt: skip
-    assert index.columns_of("pictures/red.jpg") == {"SKU": "007", "Price": 19.9, "Category": "Lamps"}
+    assert index.item("pictures/red.jpg").columns == {"SKU": "007", "Price": 19.9, "Category": "Lamps"}
     assert [item.texts for item in index.items][1:3] == [('a green chair, "large"',), ("blue vase",)]
-    assert index.columns.choices == {"SKU": [], "Price": None, "Category": ["Chairs", "Lamps"]}
+    assert index.items.choices == {"SKU": [], "Price": None, "Category": ["Chairs", "Lamps"]}
     assert found(index, "red") == [
         "pictures/red.jpg", "pictures/red.jpg#2", "pictures/green.png", "pictures/blue-vase.jpg",
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_half_a_surrogate_in_a_value_or_a_name_is_left_out(tmp_path, capsys):
     build(tmp_path / "shop/t.jsonl", tmp_path / "index")
     index = opened(tmp_path / "index")
     assert [item.texts for item in index.items] == [("a lamp",)]
-    assert index.columns_of("pictures/red.jpg") == {"pri ce": 1}
+    assert index.item("pictures/red.jpg").columns == {"pri ce": 1}
     assert "left out: 1 without a name" in capsys.readouterr().err
 
 
@@ -188,5 +188,4 @@ def test_a_folder_of_pictures_has_their_names(tmp_path):
     assert sorted((item.key, *item.texts) for item in index.items) == [
         ("pictures/blue-vase.jpg", "blue vase"), ("pictures/green.png", "green"), ("pictures/red.jpg", "red"),
     ]  # fmt: skip
-    assert index.columns_of("pictures/red.jpg") == {}
-    assert "columns.parquet" not in json.loads((tmp_path / "index/index.json").read_text())["files"]
+    assert index.item("pictures/red.jpg").columns == {}

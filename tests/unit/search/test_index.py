@@ -11,8 +11,8 @@ from PIL import Image
 from align.config.infrastructure import EngineConfig
 from align.errors import DataError, FormatError
 from align.formats.image_index import ImageIndex
-from align.formats.pair_addresses import PairAddress
-from align.search.addresses import find_addresses
+from align.formats.indexed_images import PairAddress
+from align.search.addresses import with_addresses
 from align.search.embed_shards import thumbnail
 from align.search.index import read_rules
 from align.services.vector_index import VectorIndex
@@ -173,24 +173,26 @@ def row(key, **values):
             "page_url": f"https://a.example/{key}"} | values  # fmt: skip
 
 
-def pairs(*keys):
-    return pa.table({"key": pa.array(keys, pa.string()), "image_id": pa.array([f"id-{key}" for key in keys])})
-
-
-def found(raw, *keys):
-    tables = find_addresses(raw, (pairs(key) for key in keys), raw / "scratch", load_params().section(EngineConfig))
-    rows = [row for table in tables for row in table.to_pylist()]
-    assert not (raw / "scratch").exists()
-    return [(row["page_urls"], row["urls"]) for row in rows]
+def found(raw, *images):
+    """The addresses of images, each given by the keys of its pairs."""
+    tables = [pa.table({"keys": [list(keys)], "image_id": [f"id-{keys[0]}"]}) for keys in images]
+    whole = list(with_addresses(raw, lambda: iter(tables), raw / "scratch", load_params().section(EngineConfig)))
+    assert not (raw / "scratch").exists() and [table.select([0, 1]) for table in whole] == tables
+    return [
+        pair for table in whole for row in table.to_pylist() for pair in zip(row["page_urls"], row["urls"], strict=True)
+    ]
 
 
 def test_they_follow_the_order_of_the_pairs_over_all_tables(tmp_path):
     write_raw(tmp_path, [row("a"), row("b"), row("dropped", sha256=None, status="failed_to_download")], "00000")
     write_raw(tmp_path, [], "00001")
-    write_raw(tmp_path, [row("f", page_url=None), row("g", url="HTTP://b.example/d.png"), row("h")], "00002")
+    write_raw(
+        tmp_path, [row("f", page_url=None), row("g", url="HTTP://b.example/d.png"), row("h", sha256="id-g")], "00002"
+    )
     write_raw(tmp_path, [row("x"), row("z")], "00003")
-    assert found(tmp_path, "g", "a", "z", "f") == [
-        ("https://a.example/g", "HTTP://b.example/d.png"), ("https://a.example/a", "https://a.example/a.jpg"),
+    assert found(tmp_path, "gh", "a", "z", "f") == [
+        ("https://a.example/g", "HTTP://b.example/d.png"), ("https://a.example/h", "https://a.example/h.jpg"),
+        ("https://a.example/a", "https://a.example/a.jpg"),
         ("https://a.example/z", "https://a.example/z.jpg"), ("", "https://a.example/f.jpg"),
     ]  # fmt: skip
     with pytest.raises(DataError, match="has not 2 of the 4 pairs of the shards, such as y:"):
@@ -221,7 +223,10 @@ def test_a_table_of_img2dataset_knows_no_pictures_and_perhaps_no_pages(tmp_path)
              "sha256": ["0" * 64]}  # fmt: skip
     pq.write_table(pa.table(table), tmp_path / "00000.parquet")
     (tmp_path / "00000.tar").write_bytes(b"")
-    assert found(tmp_path, "000000000") == [("", "https://a.example/1")]
+    assert found(tmp_path, ["000000000"]) == [("", "https://a.example/1")]
+    pq.write_table(pa.table({name: values * 2 for name, values in table.items()}), tmp_path / "00000.parquet")
+    with pytest.raises(DataError, match="has 1 keys of the pairs twice"):
+        found(tmp_path, ["000000000"])
 
 
 def test_no_tables_damaged_ones_and_no_report(tmp_path):

@@ -17,6 +17,7 @@ from align.lineage.take_down.purge import purge
 from align.lineage.take_down.purge_plan import plan_purge, telling_reports
 from align.lineage.versions.data_versions import DataVersions
 from align.services.s3.store import Objects
+from tests.support import indexed
 from tests.support.params import load_params
 from tests.support.small_data import RAW_SCHEMA
 
@@ -118,15 +119,19 @@ def test_what_cannot_be_checked_goes(history, path, files, why):
 
 
 @pytest.mark.parametrize("part", ["/00000.parquet", ".parquet"], ids=["parts", "older"])
-def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of_them(history, part):
+def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of_them(history, part, tmp_path):
     (history.root / "data/raw/00000.parquet").write_bytes(raw("https://img.org/b.jpg", B))
     older = history.out({"00000.parquet": raw("https://gone.org/a.jpg", A, TEXT)})
     filtered = history.out({
         f"decisions{part}": table({"key": ["0"], "image_id": [A], "text": [TEXT]}),
         f"facts{part}": table({"key": ["0"], "opted_out": pa.array([None], pa.string())}),
     })  # fmt: skip
-    index = history.out({"items.parquet": table({"image_id": [A]})})
-    others = history.out({"items.parquet": table({"image_id": [B]})})
+    index, others = (
+        history.out(
+            {"items.parquet": (indexed.write(tmp_path / "index", 1, image_id=[one]) / "items.parquet").read_bytes()}
+        )
+        for one in (A, B)
+    )
     history.ran({"data/raw": older})
     history.ran({"data/filtered": filtered}, {"data/raw": older})
     for md5 in (index, others):

@@ -145,7 +145,7 @@ def test_copies_of_an_index_are_named_where_they_show_what_is_forgotten(tmp_path
         assert "data/sample/ready and git's history of it" in said(sha256, host)
     Path(".align/served").mkdir(parents=True)
     assert "ends with: `rm -rf .align/served`" in said("another", "other.example")
-    (tmp_path / "data/sample/ready/index/addresses.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data/sample/ready/index/items.parquet").write_bytes(b"PAR1")
     assert "data/sample/ready: cannot be read" in said("another", "other.example")
 
 

@@ -2,37 +2,33 @@
 
 import hashlib
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from align.errors import CorruptError, DataError
-from align.formats.pair_addresses import write_addresses
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards
 from align.lineage.take_down.purge_plan import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.raw_pairs import find_pairs, iter_tables
 from align.lineage.versions.shard_samples import count_pairs, counted, filtered_shows, index_shows, iter_stored_samples
-from tests.support import small_data
+from tests.support import indexed, small_data
 from tests.support.small_data import Pair
 
 SHA_A, SHA_B, SHA_C = ("a" * 64, "b" * 64, "c" * 64)
 
 
 def test_an_index_is_looked_into(tmp_path):
-    pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
+    found = {"page_urls": [["https://a.example/page"], ["", ""]], "urls": [[""], ["https://b.example/1.jpg", ""]]}
+    indexed.write(tmp_path, 2, image_id=[SHA_A, SHA_B], texts=[["one"], ["two", "three"]], **found)
     assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}), OptedOut())
     nobody = OptedOut([Entry("host", "other.example", "", "")])
-    assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)  # an older index has no addresses
-    found = {"page_urls": ["https://a.example/page", "", ""], "urls": ["", "https://b.example/1.jpg", ""]}
-    write_addresses(tmp_path, [np.array([1, 2])], [pa.table(found)])
     assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)
     for kind, value in (("host", "b.example"), ("url", "https://a.example/page")):
         assert index_shows(tmp_path, frozenset(), OptedOut([Entry(kind, value, "", "")]))
-    (tmp_path / "addresses.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(CorruptError, match=r"addresses.parquet: damaged .*align index"):
+    pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
+    with pytest.raises(CorruptError, match=r"items.parquet: damaged .*run `align index` again"):
         index_shows(tmp_path, frozenset(), nobody)
 
 

@@ -12,6 +12,7 @@ from align.config.ingest import IngestConfig
 from align.config.search import IndexConfig
 from align.search.catalogue import index_catalogue
 from align.search.service import app, queries
+from align.search.service import service as service_module
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Buckets, Limits
 from align.search.service.uploads import Decoders
@@ -179,6 +180,16 @@ def test_decoding_takes_from_what_a_client_may_ask_for(world):
         refused = ask(made, "POST", "/search/image", content=square("red"))
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 100
         assert asyncio.run(send(made, "GET", "/search?text=red", "127.0.0.2")).status_code == 200
+
+
+def test_words_take_from_what_a_client_may_ask_for(world, monkeypatch):
+    monkeypatch.setattr(service_module, "_IMAGES_PER_TOKEN", 6)  # of twelve
+    with service(world, served(world)) as made:
+        made.buckets = Buckets(0.01, 6)
+        asked = ("/search?text=red&words=red+square", "/search?text=red&words=red", "/search?text=red")
+        assert [ask(made, "GET", path).status_code for path in asked] == [200, 429, 429]
+        made.buckets = Buckets(0.01, 6)
+        assert [ask(made, "GET", path).status_code for path in asked[1:]] == [200, 200]
 
 
 def test_embeddings_are_those_of_the_model(made):

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from align.errors import CorruptError, FormatError
-from align.formats.pair_addresses import PairAddresses
+from align.formats.indexed_images import IndexedImages
 from align.formats.policy import OPTED_OUT
 from align.search.service.champion import Champion
 from align.search.service.served import Release
@@ -136,15 +136,15 @@ def test_the_next_release_is_masked_before_it_is_served(world, tmp_path):
 
 
 def test_of_an_index_that_cannot_be_masked_nothing_is_served(world, tmp_path, monkeypatch):
-    def damaged(self, covers):
-        raise CorruptError("addresses.parquet: damaged")
+    def damaged(self, image_ids, covers):
+        raise CorruptError("items.parquet: damaged")
 
     (tmp_path / OPTED_OUT).write_text(HEADER)
     release = Release("1" * 64, "align", 1)
     followed = Champion(Releases(release), 3600, take_downs(tmp_path), lambda release, folders: served(world))
     followed.look()
-    monkeypatch.setattr(PairAddresses, "covered", damaged)
+    monkeypatch.setattr(IndexedImages, "listed", damaged)
     (tmp_path / OPTED_OUT).write_text(f"{HEADER}host,example.com,,2026-01-02\n")
     followed.obey()
     assert followed.served is None
-    assert "cannot be obeyed, so nothing is served: addresses.parquet: damaged" in str(followed.problem)
+    assert "cannot be obeyed, so nothing is served: items.parquet: damaged" in str(followed.problem)

@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,6 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.shard import buckets
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
@@ -111,9 +111,7 @@ def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path):
     assert "of j•" in page and "jane" not in page
 
 
-def test_few_pairs_in_memory_give_the_same_bytes(tmp_path, monkeypatch, with_small_blocks):
-    """The pairs of one image are in several batches."""
-    monkeypatch.setattr(buckets, "_BUFFER_BYTES", 200)
+def test_small_blocks_give_the_same_bytes(tmp_path, with_small_blocks):
     pairs = [*pairs_in_clusters(), *(Pair(f"text {index} of one", 0) for index in range(40))]
     usual, small = with_small_blocks(lambda name: read_manifest(make_shards(tmp_path, pairs, name=name)))
     assert small == usual
@@ -190,18 +188,20 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(tmp_path, monkeypatch):
+@pytest.mark.parametrize("removed", ["plan.json", "rows.parquet"])
+def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(tmp_path, monkeypatch, removed):
     """What is left of the plan's files does not count as a plan."""
     small_data.write(tmp_path, many_pairs())
     small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
+    unlink = Path.unlink
 
-    def killed(folder, **_):
-        for path in sorted(folder.glob("*.arrow")):
-            path.unlink()
+    def killed(path, **options):
+        unlink(path, **options)
+        if path.name == removed:
             interrupt()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("align.shard.work_folder.shutil.rmtree", killed)
+        patch.setattr(Path, "unlink", killed)
         shard(CONFIG, STORE, folders(tmp_path), ENGINE)
     shard(CONFIG, STORE, folders(tmp_path), ENGINE)
     assert list(iter_samples(tmp_path / "shards", "train"))
@@ -279,8 +279,7 @@ def test_the_joined_manifest_is_compact_json_of_all_shards(tmp_path):
     assert whole.digest == digest_of(shard for name in SPLITS for shard in whole.splits[name].shards)
 
 
-def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path):
-    """Decisions in other batches and another order, and every picture in another tar, are the same shards."""
+def test_the_order_of_decisions_does_not_matter(tmp_path):
     pairs = [*many_pairs(), Pair("a second text", 0), Pair("a third text", 0)]
     first = make_shards(tmp_path / "a", pairs)
     small_data.write(tmp_path / "b", pairs)
@@ -332,7 +331,7 @@ def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path):
     with pytest.raises(CorruptError, match=r"00000\.tar: the image 00000\d{4} is damaged"):
         make_shards(tmp_path, [])
     assert not (tmp_path / "shards").exists()
-    assert (tmp_path / ".shards.part/.plan/plan.json").exists()
+    assert {path.name for path in (tmp_path / ".shards.part/.plan").iterdir()} == {"plan.json", "rows.parquet"}
     (raw / "00000.tar").write_bytes(whole)
     assert read_manifest(make_shards(tmp_path, [])).splits["train"].num_images > 0
 

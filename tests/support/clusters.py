@@ -38,8 +38,8 @@ def labels(engine, folder, pairs, phashes, max_bits):
     return [found.get(image, image) for image in range(len(phashes))]
 
 
-def alike(seed, num_images=600, num_texts=450):
-    """Pairs and hashes: sixty pictures with up to six bits flipped, and some equal texts."""
+def alike(seed, num_images=300, num_texts=225):
+    """Pairs and hashes: a tenth as many pictures with up to six bits flipped, and some equal texts."""
     random = np.random.default_rng(seed)
     centres = random.integers(0, 2**64, num_images // 10, np.uint64)
     phashes = centres[random.integers(0, len(centres), num_images)]

@@ -11,18 +11,25 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
 from align.display.console import say
+from align.durable.steps import Work
+from align.filter import measure
 from align.filter.filter import FilterFolders, filter_pairs, work_key
-from align.filter.tables import SCORED
+from align.filter.tables import CLOSE, SCORED
+from align.filter.work_folder import FilterWork, write_table
 from align.formats.policy import OptedOut
+from align.formats.raw import RawShard, raw_shards
 from benchmarks.filtering_peers import decide_in_bare_sql, decide_in_pandas, tables_with_words
 from benchmarks.filtering_tables import synthesise
 from benchmarks.measure import Comparison, compare
@@ -89,22 +96,36 @@ def _synthesise_looked_at(folder: Path, config: FilterConfig, engine: EngineConf
 def whole_filter(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
     """Words, SQL, files and report; the tables about pictures exist already."""
     work = _fresh(folder / ".filtered.part")
-    for name in ("images", "scored"):
-        shutil.copytree(folder / name, work / name, copy_function=os.link)
+    for path in (folder / "scored").iterdir():
+        out = work / "scored" / path.stem
+        out.mkdir(parents=True)
+        os.link(path, out / "scored.parquet")
+        write_table(CLOSE.empty_table(), out / "close.parquet")
     (work / ".work.json").write_text(json.dumps({"key": work_key(config, folder / "raw", OptedOut(), [])}))
     none = folder / "none"
     none.mkdir(exist_ok=True)
-    filter_pairs(config, engine, FilterFolders(folder / "raw", none, none, folder / "filtered", folder / "report"))
+    with _ready_images(folder):
+        filter_pairs(config, engine, FilterFolders(folder / "raw", none, none, folder / "filtered", folder / "report"))
+
+
+def _ready_images(folder: Path) -> AbstractContextManager[object]:
+    """Reads what measuring pictures would give, instead of measuring them."""
+
+    def read(index: int, table: pa.Table, shard: RawShard, work: FilterWork) -> pa.Table:
+        return pq.ParquetFile(folder / "images" / f"{shard.name}.parquet").read()
+
+    return patch.object(measure, "image_table", read)
 
 
 def measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
     """Leaves what the filter measures of texts in `folder/pairs`."""
-    from align.filter.measure import measure_shard
-    from align.filter.work_folder import WorkFolder
-    from align.formats.raw import raw_shards
-
-    for item in enumerate(raw_shards(folder / "raw")):
-        measure_shard(WorkFolder(folder, config, OptedOut(), num_workers=1, num_threads=1), item)
+    work = FilterWork(Work(folder), config, OptedOut(), num_workers=1, num_threads=1)
+    (folder / "pairs").mkdir()
+    with _ready_images(folder):
+        for item in enumerate(raw_shards(folder / "raw")):
+            out = _fresh(folder / "measured")
+            measure.measure_shard(work, out, item)
+            os.replace(out / "pairs.parquet", folder / "pairs" / f"{item[1].name}.parquet")
 
 
 def bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:

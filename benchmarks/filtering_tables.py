@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from align.filter.pair_tables import image_hashes
 from align.filter.tables import IMAGES, MAX_ROWS, SCORED
-from align.filter.work_folder import commit
+from align.filter.work_folder import write_table
 from align.formats.raw import SCHEMA
 from align.formats.statuses import FAILED_TO_DOWNLOAD, SUCCESS
 from align.formats.tar import TarWriter
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.services.executors.executors import LocalExecutor
 
 SHARD_SIZE = 10_000
@@ -54,7 +54,7 @@ def synthesise(
         (folder / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"word": _vocabulary()}), folder / "vocabulary.parquet")
     for _ in LocalExecutor(num_workers).map(
-        Step(nullcontext, partial(_shard, folder, picture)), range(-(-num_pairs // SHARD_SIZE))
+        Task(nullcontext, partial(_shard, folder, picture)), range(-(-num_pairs // SHARD_SIZE))
     ):
         pass
     (folder / "vocabulary.parquet").unlink()
@@ -165,8 +165,10 @@ def _pictures(folder: Path, index: int, known: dict[str, int], table: pa.Table) 
         "evaluation_sets": pa.array([["tiny"] if flag else [] for flag in sets], pa.list_(pa.string())),
         "twin": pa.array(["tiny/one" if flag else None for flag in sets], pa.string()),
     }
-    commit(pa.table([images[name] for name in IMAGES.names], schema=IMAGES), folder / "images" / f"{index:05d}.parquet")
+    write_table(
+        pa.table([images[name] for name in IMAGES.names], schema=IMAGES), folder / "images" / f"{index:05d}.parquet"
+    )
     here = (own >= _NUM_POPULAR) | (index == 0)  # each picture is scored once
     score = (parts[0] ^ parts[1]).astype(np.float64) / 65536
     scored = [images["image_hash"].filter(pa.array(here)), pa.array(score[here] ** 8)]
-    commit(pa.table(scored, schema=SCORED), folder / "scored" / f"{index:05d}.parquet")
+    write_table(pa.table(scored, schema=SCORED), folder / "scored" / f"{index:05d}.parquet")

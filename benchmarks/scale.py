@@ -38,9 +38,10 @@ from align.config.params import Params, load_params
 from align.config.shard import ShardConfig
 from align.display.console import say
 from align.durable.pieces import Pieces
+from align.durable.steps import Work
 from align.formats.policy import OptedOut
 from align.formats.raw import raw_shards
-from align.interfaces.executor import In, Kept, Out, Step
+from align.interfaces.executor import In, Kept, Out, Task
 from benchmarks.filtering_tables import SHARD_SIZE, synthesise
 from tests.support import ROOT, local_store
 from tests.support.own_process import forget_peak, peak_bytes
@@ -101,12 +102,12 @@ class WatchedExecutor:
     num_at_once = 1
     is_cluster = False
 
-    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
+    def map(self, task: Task[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
-        with step.resource() as kept:
+        with task.resource(None) as kept:
             for item in items:
                 self.watch.driver()
-                result = step.function(kept, item)
+                result = task.function(kept, item)
                 self.watch.task()
                 yield result
 
@@ -130,7 +131,7 @@ def plan_ingest(folder: Path, watch: Watch) -> None:
     def read(_: None, name: str) -> int:
         return sum(1 for _ in open_shard(pieces, name).rows())
 
-    assert sum(executor.map(Step(nullcontext, read), names)) > 0
+    assert sum(executor.map(Task(nullcontext, read), names)) > 0
 
 
 def fetch_pictures(folder: Path, watch: Watch) -> None:
@@ -200,9 +201,9 @@ def plan_shards(folder: Path, watch: Watch) -> None:
     (folder / "planned").mkdir()
     tars = work_folder.tar_locations(raw_shards(folder / "raw"), store)
     config, engine = params().section(ShardConfig), params().section(EngineConfig)
-    work = work_folder.ShardWork(Pieces(folder / "planned"), folder / "filtered", tars, store, config)
+    work = work_folder.ShardWork(Work(folder / "planned"), folder / "filtered", tars, store, config)
     watch.start()
-    work_folder.plan_once(work, WatchedExecutor(watch), partial(open_engine, engine, work.engine_folder))
+    work_folder.plan_once(work, WatchedExecutor(watch), partial(open_engine, engine, folder / "engine"))
 
 
 def write_shards(folder: Path, watch: Watch) -> None:

@@ -74,9 +74,7 @@ def naming(path: Path) -> Iterator[None]:
 def replaced(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     """Yields a new name next to `path`: the file that the block writes there replaces it, unless the block fails.
 
-    Args:
-        path: a file, which may exist; its folder does.
-        on_disk: flush the file and the folder, too, for what a power cut must not undo.
+    With `on_disk` the file and the folder are flushed, too, so that a power cut does not undo it.
     """
     beside = temporary_name(path)
     try:

@@ -44,24 +44,16 @@ def take(file: IO[Any], *, shared: bool = False, patience_s: float | None = 0.0)
 
 @contextmanager
 def tried(path: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Yields whether the lock is ours, until the block ends; does not wait.
-
-    Args:
-        path: the lock file; created if missing, and never removed.
-        shared: see `take`.
-    """
+    """Yields whether the lock of a file is ours, until the block ends; does not wait. The file is never removed."""
     with path.open("ab+") as file:
         yield take(file, shared=shared)
 
 
 @contextmanager
 def locked(path: Path, who: str, log: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock; if another process holds it, logs one line and waits. A signal ends the waiting.
+    """Holds the lock of a file, which is never removed; waits for another process. A signal ends the waiting.
 
-    Args:
-        path: the lock file; its folder and it are created if missing, and it is never removed.
-        who: the holder's name, written into the file: a waiting process logs it.
-        log: for that line.
+    The file has the holder's name, `who`: a waiting process logs it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.display.console import say, track
+from align.durable.files import link, temporary_name
 from align.durable.locks import take
 from align.durable.processes import in_threads
-from align.durable.work import CLAIMS
-from align.errors import DataError
-from align.interfaces.executor import Executor, In, Step
-from align.interfaces.store import SharedPieces
+from align.durable.work import CLAIMS, NEW
+from align.errors import CorruptError, DataError
+from align.interfaces.executor import Executor, In, Task
+from align.interfaces.store import SharedResults
 
 T = TypeVar("T")
 
 #: Pieces that are brought at the same time.
 _NUM_THREADS = 8
-#: A folder of this machine, if a cluster has sent this process a task.
-_scratch: list[Path] = []
-
-
-def work_in(scratch: Path) -> None:
-    """Says that this process does tasks of a cluster, in a folder of this machine."""
-    _scratch[:] = [scratch]
 
 
 @dataclass(frozen=True)
@@ -59,24 +54,30 @@ class Pieces:
     Attributes:
         folder: the work folder.
         shared: where machines without a common disk share finished pieces; None: all see the folder.
+        is_lent: whether the folder is that of a cluster's machine, which keeps only what its tasks read.
     """
 
     folder: Path
-    shared: SharedPieces | None = None
+    shared: SharedResults | None = None
+    is_lent: bool = False
 
-    def here(self) -> Pieces:
-        """The same pieces in the folder of this machine. A task of a cluster begins with this."""
-        if self.shared is None or not _scratch:
+    def here(self, scratch: Path | None) -> Pieces:
+        """The same pieces in the folder of this machine. A task of a cluster begins with this.
+
+        Args:
+            scratch: what a `Task` gets from `nullcontext`: the folder of a cluster's machine, or None.
+        """
+        if self.shared is None or scratch is None:
             return self
-        folder = _scratch[0] / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16]
+        folder = scratch / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        return replace(self, folder=folder)
+        return replace(self, folder=folder, is_lent=True)
 
     def make(self, piece: Piece, make: Callable[[], T]) -> T | None:
         """Makes a piece, unless it is complete; then the result is None.
 
         Raises:
-            DataError, CorruptError, ServiceError: as `SharedPieces.publish`.
+            DataError, CorruptError, ServiceError: as `SharedResults`.
         """
         (self.folder / CLAIMS).mkdir(exist_ok=True)
         with (self.folder / CLAIMS / f"{piece.name}.lock").open("a+") as lock:  # the system ends it with its process
@@ -94,21 +95,30 @@ class Pieces:
     def give(self, piece: Piece) -> None:
         """`share`, by a task: a cluster's machine keeps only what its tasks read."""
         self.share(piece)
-        if self.shared is not None and _scratch:
+        if self.is_lent:
             for file in (piece.last, *piece.others()):
                 (self.folder / file).unlink(missing_ok=True)
 
     def share(self, piece: Piece) -> None:
         """Gives a complete piece of this folder to the other machines."""
-        if self.shared is not None:
-            self.shared.publish(piece.name, self.folder, [*piece.others(), piece.last])
+        if self.shared is None:
+            return
+        with self._beside(piece) as new:
+            for file in (*piece.others(), piece.last):
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                link(self.folder / file, new / file)
+            if self.shared.publish(piece.name, new):
+                return
+        for file in (piece.last, *piece.others()):  # another machine's counts
+            (self.folder / file).unlink(missing_ok=True)
+        self._bring(piece)
 
     def bring(self, pieces: Iterable[Piece]) -> None:
         """Brings complete pieces here, unless they are here.
 
         Raises:
-            DataError: a piece is not complete anywhere, or as `SharedPieces.fetch`.
-            CorruptError, ServiceError: as `SharedPieces.fetch`.
+            DataError: a piece is not complete anywhere, or as `SharedResults.fetch`.
+            CorruptError, ServiceError: as `SharedResults.fetch`.
         """
         for _ in in_threads(
             self._bring, [one for one in pieces if not (self.folder / one.last).exists()], _NUM_THREADS
@@ -116,8 +126,26 @@ class Pieces:
             pass
 
     def _bring(self, piece: Piece) -> None:
-        if self.shared is None or not self.shared.fetch(piece.name, self.folder, piece.last):
-            raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
+        with self._beside(piece) as new:
+            if self.shared is None or not self.shared.fetch(piece.name, new):
+                raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
+            files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+            hidden = [file for file in files if file.startswith(".") and "/" not in file]  # the folder's own
+            if hidden or piece.last not in files:
+                raise CorruptError(f"{self.shared.location}: {piece.name} has other files: {', '.join(files)}")
+            (self.folder / piece.last).unlink(missing_ok=True)
+            for file in (*(each for each in files if each != piece.last), piece.last):
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (new / file).replace(self.folder / file)
+
+    @contextmanager
+    def _beside(self, piece: Piece) -> Iterator[Path]:
+        new = temporary_name(self.folder / NEW)
+        new.mkdir(parents=True)
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def fill(
         self,
@@ -125,7 +153,7 @@ class Pieces:
         make: Callable[[Any, In], None],
         items: Mapping[Piece, In],
         what: str,
-        resource: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        resource: Callable[[Path | None], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Makes the pieces that are complete nowhere, each from its item, and brings all of them here.
 
@@ -134,10 +162,10 @@ class Pieces:
             make: of one item: makes its piece.
             items: of each piece.
             what: words for the progress, such as "shard: shards".
-            resource: what each process opens first, see `Step`.
+            resource: what each process opens first, see `Task`.
         """
         lacking = [items[piece] for piece in self.missing(list(items))]
-        done = executor.map(Step(resource, make, f"{what}: {{}}".format), lacking)
+        done = executor.map(Task(resource, make, f"{what}: {{}}".format), lacking)
         for _ in track(done, what=what, total=len(lacking)):
             pass
         self.bring(items)

@@ -14,14 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from align.display.console import say
 from align.errors import DataError
-from align.interfaces.executor import In, Kept, Out, Step
+from align.interfaces.executor import In, Kept, Out, Task
 
 #: Tasks that wait for a worker, beyond those under way; a bound on memory.
 _AHEAD = 2
@@ -31,31 +32,24 @@ _WINDOW = 16
 _MAX_CULPRITS, _FIRST_CULPRITS = 16, 3
 
 
-def in_processes(step: Step[Kept, In, Out], items: Iterable[In], num_workers: int | None) -> Iterator[Out]:
-    """Does a step with each item in worker processes, which end with this process, even when it is killed.
+def in_processes(task: Task[Kept, In, Out], items: Iterable[In], count: int) -> Iterator[Out]:
+    """Does each item in one of `count` worker processes, which end with this process, even when it is killed.
 
-    A worker process opens the step's resource before its first item and never closes it: the end of the process does.
     One worker means that this process does the work: then an item that takes too much memory gets the whole run killed.
-
-    Args:
-        step: what to do; an item is done again where a worker died.
-        items: what to do it with.
-        num_workers: processes; None: one per core.
 
     Raises:
         What the function raises; DataError if a culprit ends the run (it is named), or if there are so many
         that the machine is to blame.
     """
-    count = num_workers or os.cpu_count() or 1
     if count == 1:
-        with step.resource() as kept:
-            yield from map(partial(step.function, kept), items)
+        with task.resource(None) as kept:
+            yield from map(partial(task.function, kept), items)
         return
-    culprits = Culprits(step)
+    culprits = Culprits(task)
     waiting = iter(items)
     pending: deque[tuple[In, Future[Out] | None]] = deque()
     while True:
-        with _workers(count, step) as pool:
+        with _workers(count, task) as pool:
             try:
                 for result in _while_workers_live(pool, waiting, pending, count + _AHEAD):
                     culprits.num_good += 1
@@ -65,7 +59,7 @@ def in_processes(step: Step[Kept, In, Out], items: Iterable[In], num_workers: in
                 pass
         say(f"a worker process was killed, perhaps for its memory; {len(pending)} item(s) are done again, one by one")
         while pending:
-            yield _second_try(step, culprits, *pending.popleft())
+            yield _second_try(task, culprits, *pending.popleft())
     culprits.require_good_items()
 
 
@@ -96,29 +90,25 @@ class Culprits(Generic[In, Out]):
         num_good: items that have a result of their own, at the first try or the second.
     """
 
-    def __init__(self, step: Step[Any, In, Out]) -> None:
-        self._step = step
+    def __init__(self, task: Task[Any, In, Out]) -> None:
+        self._task = task
         self._names: list[str] = []
         self.num_good = 0
 
     def result(self, item: In, how: str) -> Out:
-        """What the step gives instead.
-
-        Args:
-            item: the culprit.
-            how: what is known of it, for the message.
+        """What the task gives instead of the culprit's result; `how` says what is known of it.
 
         Raises:
-            DataError: the step gives nothing instead, or there are too many culprits.
+            DataError: the task gives nothing instead, or there are too many culprits.
         """
-        name = self._step.name_of(item)
-        if self._step.instead is None:
+        name = self._task.name_of(item)
+        if self._task.instead is None:
             raise DataError(f"{name}: {how}")
         self._names.append(name)
         too_early = self.num_good == 0 and len(self._names) >= _FIRST_CULPRITS
         if too_early or len(self._names) > _MAX_CULPRITS:
             self._blame_the_machine()
-        return self._step.instead(item)
+        return self._task.instead(item)
 
     def require_good_items(self) -> None:
         """Raises DataError if every item was a culprit."""
@@ -133,11 +123,11 @@ class Culprits(Generic[In, Out]):
         )
 
 
-def _second_try(step: Step[Any, In, Out], culprits: Culprits[In, Out], item: In, future: Future[Out] | None) -> Out:
+def _second_try(task: Task[Any, In, Out], culprits: Culprits[In, Out], item: In, future: Future[Out] | None) -> Out:
     """The result of an item, which may have been ready before the worker died; else it is done again, alone."""
     if future is None or future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
         try:
-            with _workers(1, step) as pool:
+            with _workers(1, task) as pool:
                 result: Out = pool.submit(_work, item).result()
         except BrokenProcessPool:
             return culprits.result(
@@ -152,34 +142,51 @@ def _second_try(step: Step[Any, In, Out], culprits: Culprits[In, Out], item: In,
 
 
 @contextmanager
-def _workers(count: int, step: Step[Any, Any, Any]) -> Iterator[ProcessPoolExecutor]:
+def _workers(count: int, task: Task[Any, Any, Any]) -> Iterator[ProcessPoolExecutor]:
     """New worker processes. At the end it waits for them; items that they have not begun are not done.
 
-    Each gets the step once: it may hold the names of a hundred thousand files.
+    Each gets the task once: it may hold the names of a hundred thousand files.
     """
-    work = step.resource, step.function
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=work)
+    spawn, given = multiprocessing.get_context("spawn"), (task.resource, task.function)
+    pool = ProcessPoolExecutor(count, spawn, initializer=_begin, initargs=given)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-#: The resource of this worker process, once it is open; and its step.
-_kept: list[Any] = []
-_step: list[Callable[..., Any]] = []
+class Worker(Generic[Kept, In, Out]):
+    """Does items in this process. It opens the resource before the first one and never closes it: see `Task`."""
+
+    def __init__(
+        self,
+        resource: Callable[[Path | None], AbstractContextManager[Kept]],
+        function: Callable[[Kept, In], Out],
+        scratch: Path | None = None,
+    ) -> None:
+        self._resource, self._function, self._scratch = resource, function, scratch
+        self._open = ExitStack()
+
+    @cached_property
+    def _kept(self) -> Kept:
+        return self._open.enter_context(self._resource(self._scratch))
+
+    def do(self, item: In) -> Out:
+        """The function's result."""
+        return self._function(self._kept, item)
 
 
-def _begin(*step: Callable[..., Any]) -> None:
+#: The one of this process: a pool gives its processes nothing else to keep.
+_worker: list[Worker[Any, Any, Any]] = []
+
+
+def _begin(resource: Callable[..., Any], function: Callable[..., Any]) -> None:
     when_parent_ends(partial(os._exit, 1))
-    _step.extend(step)
+    _worker.append(Worker(resource, function))
 
 
 def _work(item: Any) -> Any:
-    resource, function = _step
-    if not _kept:
-        _kept.append(resource().__enter__())
-    return function(_kept[0], item)
+    return _worker[0].do(item)
 
 
 def when_parent_ends(act: Callable[[], object]) -> None:

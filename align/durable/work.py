@@ -1,8 +1,8 @@
 """How a stage works shard by shard: a folder in which a killed run resumes.
 
-A stage with many shards keeps its finished pieces in a work folder next to its output (`.NAME.part`); a rename commits
-each piece. The folder carries a key, a digest of everything that decides its bytes: a run with the same key resumes
-there, a run with another key starts again. Tasks share the folder (`align.durable.pieces`).
+A stage keeps what is finished in a work folder next to its output (`.NAME.part`); a rename commits each result
+(`align.durable.steps`). The folder carries a key, a digest of everything that decides its bytes: a run with the same
+key resumes there, a run with another key starts again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,29 @@ from align.durable.locks import tried
 from align.errors import DataError, LockedError
 
 _KEY_FILE = ".work.json"
-#: The folder in every work folder for what its processes need while they work, such as locks.
-CLAIMS = ".claims"
+#: The folder in every work folder for what its processes need while they work. It is gone when the output is there.
+SCRATCH = ".scratch"
+#: In it, results that are not complete; each has a name of its own (`files.temporary_name`).
+NEW = f"{SCRATCH}/new"
+CLAIMS = SCRATCH  # its name in align/ingest and align/shard
 
 
 def key_of(*values: Any) -> str:
     """Hex sha256 of what decides a folder's bytes: pydantic models, numbers, texts, and lists of these."""
     plain = [value.model_dump(mode="json") if hasattr(value, "model_dump") else value for value in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True, default=str).encode()).hexdigest()
+
+
+def finish(folder: Path, outs: Iterable[Path]) -> None:
+    """Says that a work folder has its whole output, once that is on the disk: what is left to do only removes files."""
+    for out in outs:
+        fsync_all(out)
+    write_text(folder / _KEY_FILE, json.dumps({"key": _key_in(folder), "finished": True}) + "\n")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run was killed after `finish`."""
+    return bool(json.loads((folder / _KEY_FILE).read_bytes()).get("finished"))
 
 
 @contextmanager
@@ -74,7 +89,7 @@ def work_directory(path: Path, made_by: str | None, key: str) -> Iterator[Path]:
             (folder / MARK).unlink(missing_ok=True)
         with naming(path):
             yield folder
-        shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         for file in [file for file in folder.rglob("*") if is_temporary(file)]:  # killed tasks left them
             file.unlink(missing_ok=True)
         if made_by is not None:
@@ -100,6 +115,7 @@ def _prepare(path: Path, folder: Path, key: str) -> None:
     clear_leftovers(path)
     clear_leftovers(folder)  # of a `swap` below
     if _key_in(folder) == key:
+        clear_leftovers(folder / NEW)
         return
     if _key_in(path) is not None:  # a run was killed after it had put its folder at `path`
         if _key_in(path) == key and _key_in(folder) is None:

@@ -1,7 +1,7 @@
-"""Steps 3 and 4, with the network: scores, and rule I5 by embedding.
+"""Step 3, score, with the network: rule I1's scores, and rule I5 by embedding.
 
-Score: the network sees the images that some pair would keep under the cheap rules, one shard at a time. Compare: the
-scored images of all shards against the evaluation images.
+The network sees the images that some pair would keep under the cheap rules, one shard at a time. Their embeddings are
+compared at once with those of the evaluation images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.display.console import track
-from align.durable.pieces import Piece
+from align.durable.steps import Step
 from align.filter.near_duplicates import (
     NearDuplicate,
     by_content,
@@ -29,46 +29,61 @@ from align.filter.near_duplicates import (
 from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
 from align.filter.tables import CLOSE, MAX_ROWS, SCORED, TWINS
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit
+from align.filter.work_folder import FilterWork, NumberedShard, Shards, write_table
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
 from align.services.vector_index import RangeIndex
 
-#: The views of the evaluation images, and the index of these.
-_VIEWS, _INDEX = "evaluation.arrow", "evaluation.faiss"
-_EVALUATION = Piece("evaluation", _INDEX, partial(list, [_VIEWS]))  # which can be pickled
+#: The result with what embeddings are compared with: the views of the evaluation images, and the index of these.
+_EVALUATION, _VIEWS, _INDEX = "evaluation", "views.arrow", "index.faiss"
 
 
-def score_shard(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `embeddings` and last `scored` of those images of a shard that its `candidates` name.
+def score(work: FilterWork, executor: Executor, shards: Shards, sets: Sequence[EvaluationSet]) -> None:
+    """Makes `evaluation`, `scored` of each shard, and `twins` (TWINS): images close to one of these sets."""
+    work.work.fetch(["judged"])
+    candidates = pq.read_metadata(work.folder / "judged/candidates.parquet").num_rows
+    compares = bool(sets and candidates)
+    if compares:  # with all threads, since no other process works meanwhile
+        work.work.make(_EVALUATION, partial(_write_views, work, sets))
+    needs = ["measured/{}", *([_EVALUATION] if compares else [])]
+    what = "filter: shards, the network"
+    work.run(Step("scored", partial(score_shard, compares), what, needs), shards, executor)
+    work.work.make("twins", partial(_write_twins, work, shards))
 
-    Embeddings are large: where machines share no disk, only tasks read them.
+
+def score_shard(compares: bool, work: FilterWork, out: Path, item: NumberedShard) -> None:
+    """Writes `scored` (SCORED) and `close` (CLOSE) of the images of a shard that `judged/candidates` names.
 
     Raises:
         DataError: the tar is unreadable.
     """
-    _, shard = item
-    if work.has("scored", shard.name):
-        return
-    row_numbers = pq.read_table(work.file("candidates", shard.name), columns=["row_number"])["row_number"].to_numpy()
-    image_ids = _images_of(row_numbers, work.file("pairs", shard.name))
+    index, shard = item
+    row_numbers = work.rows("judged/candidates", index)["row_number"].to_numpy()
+    image_ids = _images_of(row_numbers, work.measured(shard, "pairs"))
     scores: list[tuple[int, float]] = []
+    close: list[NearDuplicate] = []
     if image_ids:
         network = ImageNetwork(work.config.near_duplicate_embedder, work.threads_per_worker)
         images = ((image_ids[key], data) for key, data in iter_images(shard) if key in image_ids)
         measured = network.measure(images, max_pixels=work.config.max_image_pixels)
 
-        def rows() -> Iterator[tuple[str, NDArray[np.float16]]]:
+        def embeddings() -> Iterator[tuple[str, NDArray[np.float16]]]:
             for one in work.tracked(measured, len(image_ids)):
                 scores.append((image_hash(one.name), one.nsfw_score))
                 yield one.name, one.embedding
 
-        write_embeddings(work.file("embeddings", shard.name), rows(), network.width)
-        work.pieces.give(work.piece("embeddings", shard.name))
+        if compares:
+            folder, cut = work.folder / _EVALUATION, work.config.near_duplicate_cosine_above
+            find = RangeIndex(folder / _INDEX).above
+            close = [*near_duplicates_in(embeddings(), read_embeddings(folder / _VIEWS), find, cut)]
+        else:
+            for _ in embeddings():
+                pass
     columns = [pa.array([row[field] for row in scores], SCORED.types[field]) for field in range(2)]
-    commit(pa.table(columns, schema=SCORED), work.file("scored", shard.name))
+    write_table(pa.table(columns, schema=SCORED), out / "scored.parquet")
+    write_table(pa.Table.from_pylist([asdict(one) for one in close], CLOSE), out / "close.parquet")
 
 
 def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
@@ -79,55 +94,26 @@ def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
     return dict(zip(rows["image_key"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
 
 
-def compare_with_evaluation_images(
-    work: WorkFolder, executor: Executor, shards: Shards, sets: Sequence[EvaluationSet]
-) -> None:
-    """Writes twins.parquet (TWINS): the scored images whose embedding is close to that of an image of these sets.
+def _write_views(work: FilterWork, sets: Sequence[EvaluationSet], out: Path) -> None:
+    config = work.config
+    network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
+    measure = partial(network.views, max_pixels=config.max_image_pixels)
+    decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
+    folder = folder_of(work.features, "views", "align.filter.network", decides)
 
-    Each shard is a task. Evaluation images get all threads, since no other process works meanwhile.
-    """
-    path = work.path / "twins.parquet"
-    if path.exists():
-        return
-    matches: list[NearDuplicate] = []
-    if sets and pq.read_metadata(work.path / "candidates.parquet").num_rows:
-        _write_views(work, sets)
-        work.fill(executor, "close", shards, compare_shard, reads=[_EVALUATION])
-        for _, shard in shards:
-            matches += (NearDuplicate(**row) for row in pq.read_table(work.file("close", shard.name)).to_pylist())
-    commit(twin_table(matches), path)
+    def decoded(data: bytes) -> NDArray[np.float16]:
+        return np.frombuffer(data, np.float16).reshape(-1, network.width)
+
+    look = partial(Features(folder, np.ndarray.tobytes, decoded).look, measure)
+    rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
+    write_embeddings(out / _VIEWS, rows, network.width)
+    RangeIndex.write(read_embeddings(out / _VIEWS).vectors, out / _INDEX)
 
 
-def _write_views(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
-    """Writes the views of the evaluation images, and last their index."""
-    config, views = work.config, work.path / _VIEWS
-    if not views.exists():
-        network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
-        measure = partial(network.views, max_pixels=config.max_image_pixels)
-        decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
-        folder = folder_of(work.features, "views", "align.filter.network", decides)
-
-        def decoded(data: bytes) -> NDArray[np.float16]:
-            return np.frombuffer(data, np.float16).reshape(-1, network.width)
-
-        look = partial(Features(folder, np.ndarray.tobytes, decoded).look, measure)
-        rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
-        write_embeddings(views, rows, network.width)
-    if not (work.path / _INDEX).exists():
-        RangeIndex.write(read_embeddings(views).vectors, work.path / _INDEX)
-
-
-def compare_shard(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `close` (CLOSE) of a shard: its scored images that show what an evaluation image shows."""
-    shard = item[1].name
-    work.pieces.bring([work.piece("scored", shard)])
-    rows: list[dict[str, Any]] = []
-    if pq.read_metadata(work.file("scored", shard)).num_rows:
-        work.pieces.bring([work.piece("embeddings", shard)])
-        views, find = read_embeddings(work.path / _VIEWS), RangeIndex(work.path / _INDEX).above
-        cut = work.config.near_duplicate_cosine_above
-        rows = [asdict(one) for one in near_duplicates_in(work.file("embeddings", shard), views, find, cut)]
-    commit(pa.Table.from_pylist(rows, CLOSE), work.file("close", shard))
+def _write_twins(work: FilterWork, shards: Shards, out: Path) -> None:
+    tables = (pq.read_table(work.folder / "scored" / shard.name / "close.parquet") for _, shard in shards)
+    matches = (NearDuplicate(**row) for table in tables for row in table.to_pylist())
+    write_table(twin_table(matches), out / "twins.parquet")
 
 
 def twin_table(matches: Iterable[NearDuplicate]) -> pa.Table:

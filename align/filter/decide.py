@@ -1,4 +1,4 @@
-"""Step 5, decide: SQL again, now with the network's scores; then the rules that are off by default, and the files.
+"""Step 4, decide: SQL again, now with the network's scores; then the rules that are off by default, and the files.
 
 Writes decisions and facts: what was measured of each pair and what was decided. Each shard is a task.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,11 +28,12 @@ from numpy.typing import NDArray
 from align.config.filter import ModelFile
 from align.display.console import say
 from align.durable.files import replaced, sha256_folder
+from align.durable.steps import Step
 from align.errors import CorruptError, DataError
 from align.filter import tables
 from align.filter.rules import codes_of
 from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit
+from align.filter.work_folder import FilterWork, NumberedShard, Shards, write_table
 from align.formats import filtered
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
@@ -47,20 +47,18 @@ EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 _PAIRS_AT_ONCE = 256
 
 
-def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `similarities` of those pairs of a shard that its `remaining` names.
+def compare_texts(model: ModelFile, work: FilterWork, out: Path, item: NumberedShard) -> None:
+    """Writes `similarities` of those pairs of a shard that `remaining` names.
 
     Raises:
         DataError: the tar is unreadable, or the folder holds no packaged model.
         CorruptError: the model has another sha256 than the one given.
     """
-    _, shard = item
-    if work.has("similarities", shard.name) or work.config.similarity_model is None:
-        return
-    row_numbers = pq.read_table(work.file("remaining", shard.name))["row_number"].to_numpy()
+    index, shard = item
+    row_numbers = work.rows("remaining/remaining", index)["row_number"].to_numpy()
     cosines: list[tuple[int, float | None]] = []
     if len(row_numbers):
-        pairs = pq.read_table(work.file("pairs", shard.name), columns=["image_key", "text"])
+        pairs = pq.read_table(work.measured(shard, "pairs"), columns=["image_key", "text"])
         texts: dict[str, list[tuple[int, str]]] = {}
         for row_number, row in zip(row_numbers.tolist(), pairs.take(row_numbers % MAX_ROWS).to_pylist(), strict=True):
             texts.setdefault(row["image_key"], []).append((row_number, row["text"]))
@@ -70,10 +68,10 @@ def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
                 for row_number, text in texts.get(key, ()):
                     yield str(row_number), data, text
 
-        embed_images, embed_texts = _towers(work.config.similarity_model)
+        embed_images, embed_texts = _towers(model)
         cosines = sorted((int(name), cosine) for name, cosine in similarities(rows(), embed_images, embed_texts))
     columns = [pa.array([row[field] for row in cosines], SIMILARITIES.types[field]) for field in range(2)]
-    commit(pa.table(columns, schema=SIMILARITIES), work.file("similarities", shard.name))
+    write_table(pa.table(columns, schema=SIMILARITIES), out / "similarities.parquet")
 
 
 def _towers(file: ModelFile) -> tuple[EmbedImages, EmbedTexts]:
@@ -140,23 +138,28 @@ def _embedded(images: list[bytes], embed_images: EmbedImages) -> list[NDArray[np
 _DICTIONARY = ["reason", "reasons.list.element", "language", "shard", "opted_out", "status", "twin"]
 #: Columns by which readers find row groups.
 _WITH_STATISTICS = ["key", "shard"]
+#: The verdicts' columns that a file shows, or that the others depend on.
+_JUDGED = ["num_texts", "num_images", "rare_ngram", "mask"]
 #: The images' columns that a file shows.
 _OF_IMAGES = [name for name in IMAGES.names if name in KNOWN_IMAGES.names]
 #: The pairs' columns that a file shows; the others are only for the SQL.
 _SHOWN = [name for name in PAIRS.names if name != "row_number" and not name.endswith("_hash")]
 
 
-def write_decisions(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `facts`, `known_images` (KNOWN_IMAGES) and last `decisions` of a shard, from what is `known` of it."""
-    name = item[1].name
-    known = pq.ParquetFile(work.file("known", name), pre_buffer=False).read(use_threads=False)
-    pairs = pq.ParquetFile(work.file("pairs", name), pre_buffer=False).read(_SHOWN, use_threads=False)
-    images = pq.ParquetFile(work.file("images", name), pre_buffer=False).read(_OF_IMAGES, use_threads=False)
+def write_decisions(work: FilterWork, out: Path, item: NumberedShard) -> None:
+    """Writes `decisions`, `facts` and `known_images` (KNOWN_IMAGES) of a shard."""
+    index, shard = item
+    known = _known(work.rows("judged/verdicts", index, ["row_number", *_JUDGED]), work.rows("decided/decided", index))
+    pairs = pq.ParquetFile(work.measured(shard, "pairs"), pre_buffer=False).read(_SHOWN, use_threads=False)
+    images = pq.ParquetFile(work.measured(shard, "images"), pre_buffer=False).read(_OF_IMAGES, use_threads=False)
     masks = known["mask"].combine_chunks()
     pairs = _with_languages(pairs, pc.equal(masks, 0))
-    commit(_images(images, known), work.file("known_images", name))
-    for table, rows in ((filtered.FACTS, _facts(name, pairs, known)), (filtered.DECISIONS, _decisions(pairs, masks))):
-        with _writer(work.file(table, name), rows.schema) as writer:
+    write_table(_images(images, known), out / "known_images.parquet")
+    for table, rows in (
+        (filtered.FACTS, _facts(shard.name, pairs, known)),
+        (filtered.DECISIONS, _decisions(pairs, masks)),
+    ):
+        with _writer(out / f"{table}.parquet", rows.schema) as writer:
             writer.write_table(rows, filtered.ROWS_AT_ONCE)
 
 
@@ -180,7 +183,7 @@ def _known(verdicts: pa.Table, decided: pa.Table) -> pa.Table:
     row_in_decided = np.full(len(verdicts), -1)
     row_in_decided[rows] = np.arange(len(rows))
     later = decided.drop_columns(["row_number", "mask"]).take(pa.array(row_in_decided, mask=row_in_decided < 0))
-    columns = {name: verdicts[name] for name in ("num_texts", "num_images", "rare_ngram")} | {"mask": mask}
+    columns = {name: verdicts[name] for name in _JUDGED} | {"mask": mask}
     return pa.table(columns | {name: later[name] for name in later.column_names})
 
 
@@ -213,36 +216,26 @@ def _facts(shard: str, pairs: pa.Table, known: pa.Table) -> pa.Table:
     return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
 
 
-@contextmanager
-def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A file that appears when the block ends without an error."""
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     options = {"use_dictionary": _DICTIONARY, "write_statistics": _WITH_STATISTICS, "compression": "zstd"}
-    path.parent.mkdir(exist_ok=True)
-    with replaced(path, on_disk=False) as beside, pq.ParquetWriter(beside, schema, **options) as writer:
-        yield writer
+    return pq.ParquetWriter(path, schema, **options)
 
 
-def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards) -> None:
-    """Writes decisions, facts and last images.parquet to the work folder."""
-    if (work.path / filtered.IMAGES).exists():
+def decide(engine: Engine, work: FilterWork, executor: Executor, shards: Shards) -> None:
+    """Makes `decided`, `written` of each shard, and images.parquet."""
+    engine.view("twins", work.folder / "twins/twins.parquet")
+    work.work.make("decided", partial(_write_decided, engine, work, executor, shards))
+    step = Step("written", write_decisions, "filter: shards, decisions", ["measured/{}"])
+    work.run(step, shards, executor)
+    if (work.folder / filtered.IMAGES).exists():
         return
-    _write_decided(engine, work, executor, shards)
-
-    def known() -> Iterator[pa.Table]:
-        verdicts = ["row_number", "num_texts", "num_images", "rare_ngram", "mask"]
-        for one, later in zip(
-            by_shard(work.path / "verdicts.parquet", len(shards), verdicts),
-            by_shard(work.path / "decided.parquet", len(shards)),
-            strict=True,
-        ):
-            yield _known(one, later)
-
-    work.fill(executor, filtered.DECISIONS, shards, write_decisions, of_shard=("known", known))
     say("filter: SQL, images")
-    engine.view("known_images", work.path / "known_images" / "*.parquet")
+    engine.view("known_images", work.folder / "written/*/known_images.parquet")
     engine.table("later_copies", tables.LATER_COPIES)
-    engine.write(tables.IMAGES_IN_ORDER, work.path / "images_in_order.parquet", "none")
-    _write_images(work.path / "images_in_order.parquet", work.path / filtered.IMAGES)
+    in_order = engine.scratch / "images_in_order.parquet"
+    engine.write(tables.IMAGES_IN_ORDER, in_order, "none")
+    with replaced(work.folder / filtered.IMAGES, on_disk=False) as beside:
+        _write_images(in_order, beside)
 
 
 def _write_images(table: Path, path: Path) -> None:
@@ -252,22 +245,23 @@ def _write_images(table: Path, path: Path) -> None:
             writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata())
 
 
-def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards) -> None:
-    """Writes decided.parquet: the final verdicts on the pairs of candidates."""
+def _write_decided(engine: Engine, work: FilterWork, executor: Executor, shards: Shards, out: Path) -> None:
+    """Writes the final verdicts on the pairs of candidates."""
     say("filter: SQL, decisions")
-    for name in ("verdicts", "candidates", "twins"):
-        engine.view(name, work.path / f"{name}.parquet")
-    engine.view("scored", work.path / "scored" / "*.parquet")
+    for name in ("verdicts", "candidates"):
+        engine.view(name, work.folder / f"judged/{name}.parquet")
+    engine.view("scored", work.folder / "scored/*/scored.parquet")
     source = f"({tables.network_verdicts(work.config)})"
-    if work.config.similarity_model is not None:
+    model = work.config.similarity_model
+    if model is not None:
         engine.table("network_verdicts", f"SELECT * FROM {source} AS source")
-        engine.write(tables.REMAINING, work.path / "remaining.parquet")
-        of_shard = "remaining", partial(by_shard, work.path / "remaining.parquet", len(shards))
-        work.fill(executor, "similarities", shards, compare_texts, of_shard=of_shard)
-        engine.view("similarities", work.path / "similarities" / "*.parquet")
+        work.work.make("remaining", lambda new: engine.write(tables.REMAINING, new / "remaining.parquet"))
+        step = Step("compared", partial(compare_texts, model), "filter: shards, image-text similarity", ["measured/{}"])
+        work.run(step, shards, executor)
+        engine.view("similarities", work.folder / "compared/*/similarities.parquet")
         source = "network_verdicts"
     source = f"({tables.similarity_verdicts(work.config, source)})"
     if work.config.drop_repeats is not None:
         engine.table("similarity_verdicts", f"SELECT * FROM {source} AS source")
         source = "similarity_verdicts"
-    engine.write(tables.decided(work.config, source), work.path / "decided.parquet", "none")
+    engine.write(tables.decided(work.config, source), out / "decided.parquet", "none")

@@ -83,7 +83,7 @@ def shown_pairs(shards: Shards, folder: Path) -> Iterator[ShownPair]:
 
     Args:
         shards: all.
-        folder: that holds the decisions and facts.
+        folder: the work folder.
     """
     for _, shard in shown_shards(shards):
         rows = _rows(folder, shard.name)
@@ -99,7 +99,7 @@ def examples_of(shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> 
     Args:
         shards: all.
         sets: the evaluation sets.
-        folder: the work folder, that holds decisions, facts and rare.parquet.
+        folder: the work folder.
     """
     shown = shown_shards(shards)
     pairs = _example_pairs(shown, folder, _NUM_PER_REASON)
@@ -134,7 +134,7 @@ def _example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[Ex
             one = tables[index].slice(row, 1).to_pylist()[0] | {"row_number": index * MAX_ROWS + row}
             chosen.setdefault(index, []).append(one)
             in_order.append(one)
-    rare = pq.read_table(folder / "rare.parquet", columns=["row_number", "ngram_hash"])
+    rare = pq.read_table(folder / "judged/rare.parquet", columns=["row_number", "ngram_hash"])
     rare_ngrams = dict(zip(*rare.to_pydict().values(), strict=True))
     for index, shard in shards:
         raw = {row["key"]: row for row in read_table(shard, ["key", "url", "error_message"]).to_pylist()}
@@ -146,7 +146,8 @@ def _example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[Ex
 
 def _rows(folder: Path, shard: str) -> pa.Table:
     """The rows of one shard in both tables, joined."""
-    table, more = (pq.read_table(folder / name / f"{shard}.parquet") for name in (filtered.DECISIONS, filtered.FACTS))
+    written = folder / "written" / shard
+    table, more = (pq.read_table(written / f"{name}.parquet") for name in (filtered.DECISIONS, filtered.FACTS))
     for name in more.column_names:
         if name not in table.column_names:
             table = table.append_column(name, more[name])

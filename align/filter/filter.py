@@ -5,12 +5,11 @@ The order of work:
 
   1. measure   each shard is a task: its images and texts
   2. judge     SQL over all shards: counts, rare n-grams, every rule but those of the network
-  3. score     each shard is a task: the network on images that some pair would keep
-  4. compare   each shard is a task: embeddings with those of the evaluation images
-  5. decide    SQL again, with the network's scores; optional rules; the files; then the report
+  3. score     each shard is a task: the network on images that some pair would keep, compared with evaluation images
+  4. decide    SQL again, with the network's scores; optional rules; each shard's files; then the report
 
-Everything stays in a work folder until the end, so a killed run resumes at the shard where it stopped. `engine.runner`
-says who does the tasks: processes here, or a cluster.
+Everything stays in a work folder until the end, so a killed run resumes at the shard where it stopped
+(`align.filter.work_folder`). `engine.runner` says who does the tasks: processes here, or a cluster.
 
 Any folder in img2dataset's layout is accepted. If no pair is kept, the stage still succeeds, with every row and its
 reason; the quality gate and `align shard` refuse such data.
@@ -34,24 +33,25 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.console import say, track
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory, sha256_file, to_json, write_text
-from align.durable.pieces import Piece
+from align.durable.files import link, replace_directory, sha256_file, to_json, write_text
 from align.durable.processes import in_threads
-from align.durable.work import CLAIMS, key_of, work_directory
+from align.durable.steps import Step, Work
+from align.durable.work import SCRATCH, finish, is_finished, key_of, work_directory
 from align.filter import ngrams, tables
-from align.filter.compare import compare_with_evaluation_images, score_shard
+from align.filter.compare import score
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs, shown_shards
-from align.filter.measure import measure_shard, require_ascending_keys, write_fingerprints
+from align.filter.measure import REFERENCES, measure_shard, require_ascending_keys, write_fingerprints
 from align.filter.page import write_page
 from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit
+from align.filter.work_folder import FilterWork, NumberedShard, Shards, write_table
 from align.formats import filtered
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
+from align.interfaces.executor import Executor
 from align.interfaces.sql import Engine
 from align.project import provenance
 from align.services.engine import open_engine
@@ -60,32 +60,32 @@ from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, fetcher
 from align.services.store_work import open_work
 
-#: What tasks read of the whole folder.
-_REFERENCES = Piece("references", "references.npz")
+#: The outs that have a file for each shard.
+_BY_SHARD = (filtered.DECISIONS, filtered.FACTS)
 
 
-def judge(engine: Engine, work: WorkFolder, shards: Shards, raw: Path) -> None:
-    """Writes vocabulary.json and rare.parquet (for the report), verdicts.parquet and last candidates.parquet.
+def judge(engine: Engine, work: FilterWork, shards: Shards, raw: Path, out: Path) -> None:
+    """Writes verdicts.parquet and candidates.parquet, and for the report vocabulary.json and rare.parquet.
 
     Raises:
         DataError: keys do not grow from shard to shard.
     """
-    require_ascending_keys(work.path / "pairs", [shard.name for _, shard in shards], raw)
+    require_ascending_keys(work.folder / "measured", [shard.name for _, shard in shards], raw)
     for name in ("pairs", "unigrams", "bigrams"):
-        engine.view(name, work.path / name / "*.parquet")
-    _find_rare_pairs(engine, work, shards)
+        engine.view(name, work.folder / f"measured/*/{name}.parquet")
+    _find_rare_pairs(engine, work, shards, out)
     say("filter: SQL, texts and images that repeat")
     engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
     engine.table("images_per_text", tables.IMAGES_PER_TEXT)
     say("filter: SQL, rules")
-    engine.write(tables.verdicts(work.config), work.path / "verdicts.parquet", "none")
-    engine.view("verdicts", work.path / "verdicts.parquet")
-    engine.write(tables.CANDIDATES, work.path / "candidates.parquet")
+    engine.write(tables.verdicts(work.config), out / "verdicts.parquet", "none")
+    engine.view("verdicts", out / "verdicts.parquet")
+    engine.write(tables.CANDIDATES, out / "candidates.parquet")
 
 
-def _find_rare_pairs(engine: Engine, work: WorkFolder, shards: Shards) -> None:
+def _find_rare_pairs(engine: Engine, work: FilterWork, shards: Shards, out: Path) -> None:
     """Rule T2: makes the table `rare_blocks`, and for the report vocabulary.json and rare.parquet."""
-    cut, num_frequent, lists = _frequent_ngrams(engine, work.config, work.path / "vocabulary.json")
+    cut, num_frequent, lists = _frequent_ngrams(engine, work.config, out / "vocabulary.json")
     rare: list[tuple[int, int]] = []
     parts: Sequence[str] = ()
     if cut > 1:  # otherwise the list holds every n-gram
@@ -100,7 +100,7 @@ def _find_rare_pairs(engine: Engine, work: WorkFolder, shards: Shards) -> None:
     _drop(engine, parts)
     # a rare word tells people more than the bigrams that it makes rare: words come later, and replace these
     rows = [{"row_number": row_number, "ngram_hash": ngram} for row_number, ngram in sorted(dict(rare).items())]
-    commit(pa.Table.from_pylist(rows, tables.BIGRAMS), work.path / "rare.parquet")
+    write_table(pa.Table.from_pylist(rows, tables.BIGRAMS), out / "rare.parquet")
 
 
 def _frequent_ngrams(engine: Engine, config: FilterConfig, vocabulary_file: Path) -> tuple[int, int, list[str]]:
@@ -122,13 +122,14 @@ def _frequent_ngrams(engine: Engine, config: FilterConfig, vocabulary_file: Path
     return cut, num_frequent, list(lists)
 
 
-def _rare_ngrams_shown(engine: Engine, work: WorkFolder, shards: Shards) -> list[tuple[int, int]]:
+def _rare_ngrams_shown(engine: Engine, work: FilterWork, shards: Shards) -> list[tuple[int, int]]:
     """(row number, n-gram) of rare pairs in the shards that the report shows; bigrams first, then words."""
     ranges = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in shards]
+    (engine.scratch / "shown_words").mkdir()
     for _, shard in shards:
-        name = f"{shard.name}.parquet"
-        commit(word_table(work.file("pairs", shard.name)), work.path / "shown_words" / name)
-    engine.view("shown_words", work.path / "shown_words" / "*.parquet")
+        words = word_table(work.measured(shard, "pairs"))
+        write_table(words, engine.scratch / "shown_words" / f"{shard.name}.parquet")
+    engine.view("shown_words", engine.scratch / "shown_words/*.parquet")
     bigrams = engine.rows(ngrams.rare_ngrams("bigrams", "bigrams", ranges))
     return bigrams + engine.rows(ngrams.rare_ngrams("shown_words", "unigrams", ranges))
 
@@ -188,34 +189,46 @@ def filter_pairs(
     # the cores of this machine bound its own processes; a cluster has cores of its own
     here = {"num_workers": num_workers} if engine_config.runner == "local" else {}
     of_tasks = engine_config.model_copy(update=here)
-    with work_directory(folders.filtered, "filter", key) as path, open_executor(of_tasks, path / CLAIMS) as executor:
-        if _is_finished(path):
-            _remove_pieces(path)
-            return read_report(folders.reports)
-        num_threads = engine_config.num_threads or os.cpu_count() or 1
-        work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared, store.features if store else None)
-        if shared is not None and store is not None:
-            shards = _in_the_store(shards, store)
-        sql = engine_config.for_sql(store) if store else engine_config
-        write_fingerprints(work, sets)
-        work.fill(executor, "pairs", shards, measure_shard, reads=[_REFERENCES])
-        candidates = path / "candidates.parquet"
-        if not candidates.exists():
-            with open_engine(sql, _scratch(path)) as engine:
-                judge(engine, work, shards, folders.raw)
-        of_shard = "candidates", partial(by_shard, candidates, len(shards))
-        work.fill(executor, "scored", shards, score_shard, of_shard=of_shard)
-        compare_with_evaluation_images(work, executor, shards, sets)
+    with work_directory(folders.filtered, "filter", key) as path, open_executor(of_tasks, path / SCRATCH) as executor:
+        if not is_finished(path):
+            num_threads = engine_config.num_threads or os.cpu_count() or 1
+            features = store.features if store else None
+            work = FilterWork(Work(path, shared), config, opted_out, num_workers, num_threads, features)
+            if shared is not None and store is not None:
+                shards = _in_the_store(shards, store)
+            sql = engine_config.for_sql(store) if store else engine_config
+            _decide_all(work, executor, shards, sets, folders, sql)
+            _publish(path, shards)
+        Work(path).drop(one.name for one in path.iterdir() if one.is_dir() and one.name not in (*_BY_SHARD, SCRATCH))
+    return read_report(folders.reports)
+
+
+def _decide_all(
+    work: FilterWork,
+    executor: Executor,
+    shards: Shards,
+    sets: Sequence[EvaluationSet],
+    folders: FilterFolders,
+    sql: EngineConfig,
+) -> None:
+    """All steps, and the report."""
+    path = work.folder
+    work.work.make(REFERENCES, partial(write_fingerprints, work, sets))
+    work.run(Step("measured", measure_shard, "filter: shards, images and texts", [REFERENCES]), shards, executor)
+
+    def judged(out: Path) -> None:
         with open_engine(sql, _scratch(path)) as engine:
-            decide(engine, work, executor, shards)
-            digests = {one.name: one.identity for one in sets}
-            report = report_on(engine, path, config, digests, shown_pairs(shards, path))
-        with replace_directory(folders.reports, "filter") as directory:
-            write_page(report, config, examples_of(shards, sets, path), directory)
-            write_report(report, directory)
-        os.replace(path / "pairs", path / "leftover")  # in one step, which marks the folder as finished
-        _remove_pieces(path)
-    return report
+            judge(engine, work, shards, folders.raw, out)
+
+    work.work.make("judged", judged)
+    score(work, executor, shards, sets)
+    with open_engine(sql, _scratch(path)) as engine:
+        decide(engine, work, executor, shards)
+        digests = {one.name: one.identity for one in sets}
+        report = report_on(engine, path, work.config, digests, shown_pairs(shards, path))
+    with replace_directory(folders.reports, "filter") as directory:
+        write_page(report, work.config, examples_of(shards, sets, path), directory)
+        write_report(report, directory)
 
 
 def _in_the_store(shards: Shards, store: StoreConfig) -> Shards:
@@ -241,24 +254,19 @@ def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequenc
 
 def _scratch(path: Path) -> Path:
     """An empty folder for the engine's files; a killed run may have left some."""
-    shutil.rmtree(path / "engine", ignore_errors=True)
-    return path / "engine"
+    shutil.rmtree(path / SCRATCH / "engine", ignore_errors=True)
+    return path / SCRATCH / "engine"
 
 
-def _is_finished(path: Path) -> bool:
-    """Whether a run was killed while it removed its pieces."""
-    return (path / filtered.IMAGES).exists() and not (path / "pairs").exists()
-
-
-def _remove_pieces(path: Path) -> None:
-    """Leaves the outs alone."""
-    for entry in path.iterdir():
-        if entry.name in (filtered.DECISIONS, filtered.FACTS, filtered.IMAGES, ".work.json"):
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _publish(path: Path, shards: Shards) -> None:
+    """Puts what was written of each shard where data/filtered has it, too; then the folder is finished."""
+    for table in _BY_SHARD:
+        (path / table).mkdir(exist_ok=True)
+        for _, shard in shards:
+            out = path / table / f"{shard.name}.parquet"
+            out.unlink(missing_ok=True)  # of a killed run
+            link(path / "written" / shard.name / f"{table}.parquet", out)
+    finish(path, [path / name for name in (*_BY_SHARD, filtered.IMAGES)])
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from align.errors import DataError
 from align.filter.near_duplicates import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
-from align.filter.work_folder import NumberedShard, WorkFolder, commit, write_arrays
+from align.filter.work_folder import FilterWork, NumberedShard, write_table
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import STATED_SHA256, RawShard, iter_images, read_table
@@ -30,28 +30,26 @@ from align.pairs.perceptual_hash import ImageSignals, from_bytes, image_signals,
 #: Columns of data/raw.
 _MEASURED = ("url", "caption", "key", "status", "original_width", "original_height", "sha256", "image_key")
 _ADDRESSED = (*_MEASURED, "page_url", STATED_SHA256)
+#: The result with what pictures are compared with, and its file.
+REFERENCES, _FINGERPRINTS = "references", "fingerprints.npz"
 
 
-def measure_shard(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `images`, `unigrams`, `bigrams` and last `pairs` of a shard.
+def measure_shard(work: FilterWork, out: Path, item: NumberedShard) -> None:
+    """Writes `images`, `unigrams`, `bigrams` and `pairs` of a shard.
 
     Raises:
         DataError: its table or tar is unreadable, or a key occurs twice.
         CorruptError: its table or tar is not what manifest.json names.
     """
     index, shard = item
-    if work.has("pairs", shard.name):
-        return
     shard.require_whole()
     wanted = _ADDRESSED if work.opted_out else _MEASURED
     licences = ("licence",) if work.config.licences else ()
     table = _in_order_of_keys(read_table(shard, (*wanted, *licences)), shard)
-    images = work.file("images", shard.name)
-    if not images.exists():
-        commit(image_table(index, table, shard, work), images)
-    known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
-    for name, one in pair_tables(index, table, known_images, work.opted_out, work.config).items():
-        commit(one, work.file(name, shard.name))
+    images = image_table(index, table, shard, work)
+    write_table(images, out / "images.parquet")
+    for name, one in pair_tables(index, table, images, work.opted_out, work.config).items():
+        write_table(one, out / f"{name}.parquet")
 
 
 def _in_order_of_keys(table: pa.Table, shard: RawShard) -> pa.Table:
@@ -69,7 +67,7 @@ def _in_order_of_keys(table: pa.Table, shard: RawShard) -> pa.Table:
     return table
 
 
-def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) -> pa.Table:
+def image_table(index: int, table: pa.Table, shard: RawShard, work: FilterWork) -> pa.Table:
     """IMAGES of a shard: size, whether it decodes, hash, and the evaluation images that resemble it by hash."""
     config = work.config
     row_of_key = {key: row for row, key in enumerate(table["key"].to_pylist())}
@@ -80,7 +78,7 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
     measured = measured_signals(pictures, config.max_image_pixels, work.threads_per_worker)
     signals = dict(work.tracked(measured, len(image_ids)))
     fingerprints = Fingerprints.of(signals.items())
-    references = _read_fingerprints(work.path)
+    references = _read_fingerprints(work.folder / REFERENCES)
     twins: dict[str, list[str]] = {}
     for left, right in near_duplicates(fingerprints, references):
         twins.setdefault(fingerprints.owners[left], []).append(references.owners[right])
@@ -128,7 +126,7 @@ def _distinct_images(table: pa.Table) -> dict[str, tuple[int, str]]:
     return distinct
 
 
-def require_ascending_keys(pairs: Path, shards: Sequence[str], raw: Path) -> None:
+def require_ascending_keys(measured: Path, shards: Sequence[str], raw: Path) -> None:
     """Keys must grow from shard to shard: then no key occurs twice, and keys grow with row numbers.
 
     Raises:
@@ -136,7 +134,7 @@ def require_ascending_keys(pairs: Path, shards: Sequence[str], raw: Path) -> Non
     """
     last: tuple[str, str] | None = None
     for name in shards:
-        metadata = pq.read_metadata(pairs / f"{name}.parquet")
+        metadata = pq.read_metadata(measured / name / "pairs.parquet")
         for group in range(metadata.num_row_groups):
             keys = metadata.row_group(group).column(PAIRS.get_field_index("key")).statistics
             if keys is None or not keys.has_min_max:
@@ -149,11 +147,8 @@ def require_ascending_keys(pairs: Path, shards: Sequence[str], raw: Path) -> Non
             last = (name, keys.max)
 
 
-def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
+def write_fingerprints(work: FilterWork, sets: Sequence[EvaluationSet], out: Path) -> None:
     """Writes the fingerprints of evaluation images, which `image_table` compares with, once for all shards."""
-    path = work.path / "references.npz"
-    if path.exists():
-        return
     max_pixels = work.config.max_image_pixels
     measure = partial(measured_signals, max_pixels=max_pixels, num_threads=work.num_threads)
     folder = folder_of(work.features, "signals", "align.pairs.perceptual_hash", [max_pixels])
@@ -164,10 +159,10 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
             f"filter: warning: {len(distinct.faults):,} pictures of evaluation sets cannot be read, so rule I5 "
             f"does not keep them out of training, such as {min(distinct.faults)}"
         )
-    write_arrays(path, **vars(Fingerprints.of(by_content(look, distinct))))
+    np.savez(out / _FINGERPRINTS, **vars(Fingerprints.of(by_content(look, distinct))))
 
 
 def _read_fingerprints(folder: Path) -> Fingerprints:
-    with np.load(folder / "references.npz") as stored:
+    with np.load(folder / _FINGERPRINTS) as stored:
         arrays = dict(stored)
     return Fingerprints(arrays.pop("owners").tolist(), **arrays)

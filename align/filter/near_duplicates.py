@@ -5,8 +5,8 @@ of 3; images that share a bucket are compared. Deviation: no buckets, and no clu
 the views of the evaluation images (`align.services.vector_index.RangeIndex`) finds what may be above the cut; what is
 above it is decided here. So a training image is compared with the same views, whichever others there are.
 
-Memory is bounded however many images there are: embeddings are on disk, one file per shard (2 bytes per number), and
-one shard is read at a time. The index is a file, whose pages the processes of a machine share.
+Memory is bounded however many images there are: a block of embeddings is compared as soon as the network has computed
+it, and none is stored. The index is a file, whose pages the processes of a machine share.
 
 Near-duplicates by hash complement the embedding, which needs a network and sees only images that the other rules keep.
 Fingerprints are computed once per distinct image. Two images are the same if (1) their 64-bit perceptual hashes (signs
@@ -29,7 +29,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from align.durable.files import replaced
 from align.errors import DataError
 from align.formats.evaluation_set import DistinctPictures
 from align.pairs.perceptual_hash import THUMBNAIL_PX, ImageSignals
@@ -135,13 +134,12 @@ class NearDuplicate:
 
 
 def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]], width: int) -> None:
-    """Writes (name, (width,) vector) or (name, (V, width) views) to an Arrow file, atomically, a block at a time.
+    """Writes (name, (width,) vector) or (name, (V, width) views) to an Arrow file, a block at a time.
 
     Equal rows give equal bytes. Without rows the file is valid and empty.
     """
     schema = pa.schema([("name", pa.string()), ("vector", pa.list_(pa.float16(), width))])
-    path.parent.mkdir(exist_ok=True)
-    with replaced(path, on_disk=False) as beside, pa.ipc.new_file(str(beside), schema) as writer:
+    with pa.ipc.new_file(str(path), schema) as writer:
         remaining = iter(rows)
         while block := list(islice(remaining, _ROWS_AT_ONCE)):
             views = [np.atleast_2d(vectors) for _, vectors in block]
@@ -170,30 +168,29 @@ def read_embeddings(path: Path) -> Embeddings:
 Above = Callable[[NDArray[np.float32], float], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def near_duplicates_in(path: Path, references: Embeddings, find: Above, cut: float) -> Iterator[NearDuplicate]:
-    """Yields every (training image, evaluation image) of a shard whose cosine is above the cut, each once.
+def near_duplicates_in(
+    images: Iterable[tuple[str, NDArray[np.float16]]], references: Embeddings, find: Above, cut: float
+) -> Iterator[NearDuplicate]:
+    """Yields every (training image, evaluation image) whose cosine is above the cut, each once.
 
     Args:
-        path: a file of `write_embeddings`.
+        images: (name, (width,) vector) of distinct training images.
         references: of the evaluation images: one row per view, under the image's name.
         find: finds rows of the references.
         cut: `filter.near_duplicate_cosine_above`.
-
-    Raises:
-        DataError: the file is unreadable.
     """
-    shard = read_embeddings(path)
-    best: dict[tuple[int, str], float] = {}
-    for begin in range(0, len(shard.names), _ROWS_AT_ONCE):
-        block = shard.vectors[begin : begin + _ROWS_AT_ONCE]
+    remaining = iter(images)
+    while named := list(islice(remaining, _ROWS_AT_ONCE)):
+        block = np.stack([vector for _, vector in named]).astype(np.float16, copy=False)
+        best: dict[tuple[int, str], float] = {}
         rows, others = find(block.astype(np.float32), cut - _MARGIN)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             left, right = rows[start : start + _ROWS_AT_ONCE], others[start : start + _ROWS_AT_ONCE]
             # each match once more in float64: a float32 sum may depend on the other rows of the matrix
             cosines = (block[left].astype(np.float64) * references.vectors[right]).sum(axis=1).round(4)
             for row, other, cosine in zip(left.tolist(), right.tolist(), cosines.tolist(), strict=True):
-                match = (begin + row, references.names[other])
+                match = (row, references.names[other])
                 if cosine > max(cut, best.get(match, -1.0)):
                     best[match] = cosine
-    for (row, name), closest in sorted(best.items()):
-        yield NearDuplicate(shard.names[row], name, closest)
+        for (row, name), closest in sorted(best.items()):
+            yield NearDuplicate(named[row][0], name, closest)

@@ -104,7 +104,8 @@ def _parts(num_parts: int) -> list[str]:
     """SQL: conditions that divide all n-grams evenly. Both ends are open, as BIGINT cannot hold the upper bound."""
     cuts = [-(1 << 63) + (number << 64) // num_parts for number in range(1, num_parts)]
     low, high = ["", *(f"ngram_hash >= {cut}" for cut in cuts)], [*(f"ngram_hash < {cut}" for cut in cuts), ""]
-    return [" WHERE " * bool(a or b) + " AND ".join(filter(None, (a, b))) for a, b in zip(low, high, strict=True)]
+    bounds = [" AND ".join(filter(None, both)) for both in zip(low, high, strict=True)]
+    return [f" WHERE {one}" if one else "" for one in bounds]
 
 
 def rare_blocks(names: Iterable[str]) -> str:

@@ -14,10 +14,10 @@ from align.display.report import Report
 from align.filter.overview import Overview, ShownPair, overview_metrics, overview_of
 from align.filter.rules import codes_of, conditions
 from align.filter.tables import MASKS
-from align.formats import filtered
 from align.interfaces.sql import Engine
 
-_WORK_TABLES = ("verdicts.parquet", "decided.parquet", "pairs/*.parquet", "scored/*.parquet")
+#: In the work folder.
+_TABLES = ("judged/verdicts", "decided/decided", "scored/*/scored", "written/*/decisions", "written/*/facts", "images")
 
 
 class FunnelRow(BaseModel):
@@ -103,8 +103,8 @@ def report_on(
         sets: name -> sha256 of the evaluation sets.
         shown: the pairs of a few shards.
     """
-    for file in (f"{filtered.DECISIONS}/*.parquet", f"{filtered.FACTS}/*.parquet", filtered.IMAGES, *_WORK_TABLES):
-        engine.view(file.partition("/")[0].partition(".")[0], work / file)
+    for table in _TABLES:
+        engine.view(table.rpartition("/")[2], work / f"{table}.parquet")
     alone: Counter[str] = Counter()
     first: Counter[str] = Counter()
     for mask, num in engine.rows(MASKS):
@@ -146,7 +146,7 @@ def report_on(
         num_evaluation_sets=len(sets),
         evaluation_sets=dict(sets),
         evaluation_matches=matches,
-        vocabulary=Vocabulary.model_validate_json((work / "vocabulary.json").read_bytes()),
+        vocabulary=Vocabulary.model_validate_json((work / "judged/vocabulary.json").read_bytes()),
         funnel=funnel,
         overview=overview,
     )

@@ -11,9 +11,7 @@ no result depends on how an engine compares strings:
     url_hash    a hash of the URL, where a pair has no image
     ngram_hash  a hash of a word, or of two neighbouring ones (`align.filter.words`)
 
-The work folder holds one file per shard of each: `pairs` (PAIRS), `images` (IMAGES), `unigrams` (UNIGRAMS) and
-`bigrams` (BIGRAMS), written by `align.filter.measure`, then `scored` (SCORED) and `similarities` (SIMILARITIES) of
-those images and pairs that are still kept.
+`align.filter.work_folder` says in which files they are.
 """
 
 from __future__ import annotations

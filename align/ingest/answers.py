@@ -16,9 +16,9 @@ from functools import partial
 
 from align.durable.pieces import Piece, Pieces
 from align.durable.sections import open_sections, write_sections
-from align.durable.spool import Spool
 from align.ingest.examination import PictureOutcome
 from align.ingest.fetching import Answer
+from align.ingest.spool import Spool
 
 #: In the work folder.
 FOLDER = "web"

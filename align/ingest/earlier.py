@@ -30,7 +30,7 @@ from align.ingest.ending import DECIDING_NOTHING, differing
 from align.ingest.examination import PictureOutcome
 from align.ingest.fetching import Answer
 from align.ingest.partition import FOLDER, hashes_of
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.interfaces.store import FetchTar
 from align.services.executors.executors import LocalExecutor
 
@@ -101,7 +101,7 @@ class Earlier:
         """Writes what there is for a stretch. Returns the names of the pieces with the answers."""
         count = min(self.size, len(shards))
         items = [(f"{stretch.name}-before-{part}.{count}", shards[part::count]) for part in range(count)]
-        num = sum(self._near(executor).map(Step(nullcontext, partial(self._answer, stretch), _name_of), items))
+        num = sum(self._near(executor).map(Task(nullcontext, partial(self._answer, stretch), _name_of), items))
         if num:
             say(f"ingest: {num:,} addresses are known from the data/raw before, and not asked for (ingest.reuse)")
         return [name for name, _ in items]
@@ -114,8 +114,8 @@ class Earlier:
         name = f"before-{str(shard.table_sha256)[:12]}-{self.size}-{shard.name}"
         return Piece(name, f"{FOLDER}/{name}")
 
-    def _list(self, _: None, shard: RawShard) -> None:
-        pieces, piece = self.pieces.here(), self._piece(shard)
+    def _list(self, scratch: Path | None, shard: RawShard) -> None:
+        pieces, piece = self.pieces.here(scratch), self._piece(shard)
         count = -(-self.num_shards // self.size)
 
         def make() -> None:
@@ -143,9 +143,9 @@ class Earlier:
                 seen.add(url)
                 yield number, json.dumps([number, url, row, span]).encode() + b"\n"
 
-    def _answer(self, stretch: Stretch, _: None, named: tuple[str, Sequence[RawShard]]) -> int:
+    def _answer(self, stretch: Stretch, scratch: Path | None, named: tuple[str, Sequence[RawShard]]) -> int:
         """Writes what some shards have for a stretch; returns how many answers there are."""
-        pieces, (name, shards) = self.pieces.here(), named
+        pieces, (name, shards) = self.pieces.here(scratch), named
         urls: list[list[bytes]] = [[] for _ in stretch.shards]
 
         def found() -> Iterator[tuple[int, Answer]]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.config.ingest import DownloadConfig
-from align.durable.spool import Spool
 from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS
 from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED, SUCCESS
 from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
 from align.ingest.partition import PlannedRow, PlannedShard
+from align.ingest.spool import Spool
 from align.ingest.writer import RawShardWriter
 from align.pairs.text_cuts import TextCuts
 

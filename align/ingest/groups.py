@@ -40,7 +40,7 @@ from align.ingest.answers import FOLDER, Stretch, answers_piece, asks_file, read
 from align.ingest.download import Ask, Downloader, Fetched, SlowHosts
 from align.ingest.fetching import Answer, Pictures, addresses
 from align.ingest.partition import PlannedShard
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.services.executors.executors import LocalExecutor
 from align.web.addresses import target_of
 
@@ -117,7 +117,7 @@ class Web:
         answers = [*known]
         none: Sizes = np.zeros(num_slots(stretch), np.int64)
         lists = executor if executor.is_cluster else LocalExecutor(1)  # a process takes longer to start than to list
-        sizes = sum(lists.map(Step(nullcontext, partial(self._list, stretch, known)), shards), none)
+        sizes = sum(lists.map(Task(nullcontext, partial(self._list, stretch, known)), shards), none)
         sources = [f"{stretch.name}-{name}" for name in stretch.shards]
         number = 0
         while sizes.any():
@@ -125,21 +125,24 @@ class Web:
             groups = divided(sizes, number, most_parts)
             at_once = min(executor.num_at_once, len(groups))
             task = partial(self._fetch, stretch, sources, at_once)
-            done = executor.map(Step(nullcontext, task, _name_of), groups)
+            done = executor.map(Task(nullcontext, task, _name_of), groups)
             sizes = sum(track(done, what="ingest: groups of hosts", total=len(groups)), none)
             sources = [name for group in groups for name in pieces_of(stretch, group)]
             answers += sources
             number += 1
         return answers
 
-    def answers(self, stretch: Stretch, groups: Sequence[str], shard: str, urls: Iterable[str]) -> Iterator[Answer]:
+    @staticmethod
+    def answers(
+        pieces: Pieces, stretch: Stretch, groups: Sequence[str], shard: str, urls: Iterable[str]
+    ) -> Iterator[Answer]:
         """What the web has answered for the addresses of a shard, and all pictures of the shard that were known.
 
         Raises:
             DataError: an answer is missing.
         """
         left = set(urls)
-        for answer in read_answers(self.pieces.here(), stretch, shard, groups):
+        for answer in read_answers(pieces, stretch, shard, groups):
             is_known = answer.outcome is not None and answer.data is not None  # kept though its texts may pass no more
             if answer.url in left or is_known:
                 left.discard(answer.url)
@@ -159,9 +162,9 @@ class Web:
         """Removes what is here of finished stretches, also of one that a killed run finished."""
         shutil.rmtree(self.pieces.folder / FOLDER, ignore_errors=True)
 
-    def _list(self, stretch: Stretch, known: Sequence[str], _: None, shard: str) -> Sizes:
+    def _list(self, stretch: Stretch, known: Sequence[str], scratch: Path | None, shard: str) -> Sizes:
         """Lists the addresses of a shard by slot, without those that are known; returns their bytes."""
-        pieces, name = self.pieces.here(), f"{stretch.name}-{shard}"
+        pieces, name = self.pieces.here(scratch), f"{stretch.name}-{shard}"
 
         def make() -> None:
             asks, position = _Asks(stretch), stretch.shards.index(shard)
@@ -176,9 +179,11 @@ class Web:
         pieces.make(Piece(name, asks_file(name)), make)
         return sizes_of(pieces, name, asks_file(name), num_slots(stretch))
 
-    def _fetch(self, stretch: Stretch, sources: Sequence[str], at_once: int, _: None, group: Group) -> Sizes:
+    def _fetch(
+        self, stretch: Stretch, sources: Sequence[str], at_once: int, scratch: Path | None, group: Group
+    ) -> Sizes:
         """Fetches a group; returns the bytes of the addresses that it was redirected to, by slot."""
-        pieces, sizes = self.pieces.here(), np.zeros(num_slots(stretch), np.int64)
+        pieces, sizes = self.pieces.here(scratch), np.zeros(num_slots(stretch), np.int64)
         with Downloader(
             share_of(self.download, at_once, group.num_parts),
             refuse=self.pictures.opted_out.refusal,

@@ -40,7 +40,7 @@ from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
 from align.ingest.sources.outcomes import in_words
 from align.ingest.sources.reading import damage_in
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.interfaces.sql import Engine
 from align.web.addresses import MAX_REDIRECTS
 
@@ -224,7 +224,7 @@ def _scan_all(
     left = [file for file, part in zip(files, parts, strict=True) if part.name in undone]
     scan = partial(_scan, source, pieces, opted_out)
     instead = partial(_quarantine, pieces.folder / FOLDER)
-    done = executor.map(Step(nullcontext, scan, itemgetter(1), instead), left)
+    done = executor.map(Task(nullcontext, scan, itemgetter(1), instead), left)
     for of_file in track(done, what="ingest: files read", total=len(left)):
         damage += damage_in(of_file or ())
         _require_few(damage, len(files), max_damaged_share)
@@ -263,10 +263,10 @@ def _scanned(file_number: int) -> Piece:
 
 
 def _scan(
-    source: Source, pieces: Pieces, opted_out: OptedOut, _: None, numbered: tuple[int, str]
+    source: Source, pieces: Pieces, opted_out: OptedOut, scratch: Path | None, numbered: tuple[int, str]
 ) -> dict[str, int] | None:
     """Reads one file into two parquet files and its counts. A file that was read before is not read again: None."""
-    pieces = pieces.here()
+    pieces = pieces.here(scratch)
     folder, (file_number, file) = pieces.folder / FOLDER, numbered
 
     def make() -> dict[str, int]:

@@ -20,7 +20,7 @@ from align.ingest.earlier import Earlier
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.groups import OpenShard, Web, size_of_stretch
 from align.ingest.writer import files_beside_table, table_of
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.services.s3.store import keep_tar
 
 
@@ -101,25 +101,25 @@ def _written(
         some = shards[start : start + size]
         left = [shard for shard in some if shard in missing]
         if web.pictures.images_from == "archive":
-            yield from executor.map(Step(nullcontext, partial(write, None, ()), _name_of), left)
+            yield from executor.map(Task(nullcontext, partial(write, None, ()), _name_of), left)
         elif left:
             stretch = web.stretch(start // size, size, left)
             known = before.answer(stretch, earlier, executor)
             needed = [shard for shard in some if shard in stretch.shards]
             answers = web.fetch(stretch, executor, needed, known)
-            yield from executor.map(Step(nullcontext, partial(write, stretch, answers), _name_of), left)
+            yield from executor.map(Task(nullcontext, partial(write, stretch, answers), _name_of), left)
             web.remove(stretch, answers)
     web.clear()
 
 
 def _write(
-    web: Web, store: StoreConfig, stretch: Stretch | None, answers: Sequence[str], _: None, name: str
+    web: Web, store: StoreConfig, stretch: Stretch | None, answers: Sequence[str], scratch: Path | None, name: str
 ) -> ShardCounts | None:
     """Writes a shard, unless it is complete, with these answers of the web."""
-    pieces = web.pieces.here()
+    pieces = web.pieces.here(scratch)
 
     def fetch(urls: Iterable[str]) -> Iterator[Answer]:
-        return iter(()) if stretch is None else web.answers(stretch, answers, name, urls)
+        return iter(()) if stretch is None else web.answers(pieces, stretch, answers, name, urls)
 
     def make() -> ShardCounts:
         planned, keep = web.open_shard(pieces, name), partial(keep_tar, config=store)

@@ -82,11 +82,11 @@ class Mirror(Protocol):
         """Removes a file."""
 
 
-class SharedPieces(Protocol):
-    """Finished pieces of a stage's work, for machines that share no disk. Can be pickled.
+class SharedResults(Protocol):
+    """Finished results of a stage's steps, for machines that share no disk. Can be pickled.
 
     All raise ServiceError if the server is unavailable, and DataError if there is no such bucket, the credentials
-    are refused, or the list of a piece's files cannot be read.
+    are refused, or the list of a result's files cannot be read.
     """
 
     @property
@@ -94,42 +94,34 @@ class SharedPieces(Protocol):
         """Where they are."""
 
     def finished(self) -> frozenset[str]:
-        """The names of all complete pieces."""
+        """The names of all complete results, such as `measured/00000`."""
 
-    def has(self, piece: str) -> bool:
-        """Whether a piece is complete."""
+    def has(self, result: str) -> bool:
+        """Whether a result is complete."""
 
-    def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
-        """Stores a piece, unless it is complete; where another machine made it with other bytes, those come here.
+    def publish(self, result: str, folder: Path) -> bool:
+        """Stores the files of a folder as a result, unless it is complete.
 
-        Args:
-            piece: its name.
-            folder: the work folder.
-            files: by their path in the folder, in the order in which they get their names.
+        Returns:
+            False if another machine was first, with other bytes.
 
         Raises:
-            CorruptError: what another machine stored is damaged.
-            DataError: an object that another machine stored is missing.
+            CorruptError: an object of another size has the name of a file.
         """
 
-    def fetch(self, piece: str, folder: Path, last: str) -> bool:
-        """Brings a complete piece to the work folder; False if it is not complete.
-
-        The piece counts as complete here, by its last file, once all its files are here: a failure or a kill before
-        that leaves none of that name.
-
-        Args:
-            piece: its name.
-            folder: the work folder.
-            last: the file that gets its name last.
+    def fetch(self, result: str, folder: Path) -> bool:
+        """Copies the files of a complete result to a new folder; False if it is not complete.
 
         Raises:
-            CorruptError: what is stored is damaged, or has other files than a piece may have.
-            DataError: an object of the piece is missing.
+            CorruptError: what is stored is damaged, or has files that no folder may have.
+            DataError: an object of the result is missing.
         """
 
-    def read(self, piece: str, file: str, offset: int, size: int) -> bytes:
-        """A range of a file of a complete piece; fewer bytes at its end. Raises DataError if there is no such file."""
+    def open(self, result: str, file: str) -> BinaryIO:
+        """A seekable stream of a file of a complete result, read by ranges. Raises DataError if there is none."""
 
-    def remove(self, piece: str) -> None:
-        """Removes a piece that nobody needs any more, if it is there."""
+    def read(self, result: str, file: str, offset: int, size: int) -> bytes:
+        """A range of a file of a complete result; fewer bytes at its end. Raises DataError if there is no such file."""
+
+    def remove(self, result: str) -> None:
+        """Removes a result that nobody needs any more, if it is there."""

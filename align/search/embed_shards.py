@@ -2,8 +2,8 @@
 
 Batches end with their tar, so its vectors are the same whoever computes them, and in whatever order.
 
-    .embedded/NAME.arrow   a row for each image of a tar
-    .model/                the model, where machines of a cluster share no disk
+    .embedded/NAME/images.arrow   a row for each image of a tar
+    .model/                       the model, for the machines of a cluster
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.durable.files import replaced
-from align.durable.pieces import Piece, Pieces
+from align.durable.steps import Step, Work
 from align.errors import CorruptError
 from align.formats.image_index import IndexedImage
 from align.formats.indexed_images import ImagesWriter
@@ -39,7 +39,9 @@ from align.pairs import picture
 _SAMPLES_AT_ONCE = 64 * IMAGES_AT_ONCE
 #: Of thumbnails: one of 160 px takes about 3 kB.
 _QUALITY = 65
-_EMBEDDED, _MODEL = PIECES = (".embedded", ".model")
+#: The results in the work folder: hidden, since what is not is of the index.
+RESULTS = _EMBEDDED, _MODEL = ".embedded", ".model"
+_IMAGES = "images.arrow"
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,16 @@ class EmbedWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
-        pieces: the work folder, and who shares it.
+        work: the results of the steps.
         shards: data/shards.
         fetch: for tars that are not in the folder but in an object store; None without one.
         thumbnail_px: longest side of a thumbnail; 0: there are none.
     """
 
-    pieces: Pieces
+    work: Work
     shards: Path
     fetch: FetchTar | None
     thumbnail_px: int
-
-    def piece(self, task: ShardTask) -> Piece:
-        """What is made of a tar."""
-        return Piece(f"embedded-{task.name}", f"{_EMBEDDED}/{task.name}.arrow")
 
 
 def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model: Path, encoder: Encoder) -> None:
@@ -78,23 +76,19 @@ def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model:
         CorruptError: a tar's bytes do not match the manifest.
         ServiceError: a server is unavailable.
     """
-    resource: Callable[[], AbstractContextManager[Encoder]] = partial(nullcontext, encoder)  # type: ignore[assignment]  # mypy takes its form without a value
+    resource: Callable[[Work], AbstractContextManager[Encoder]] = partial(_given, encoder)
     if executor.is_cluster:
-        shutil.rmtree(work.pieces.folder / _MODEL, ignore_errors=True)  # of a killed run; DVC's files are read-only
-        shutil.copytree(model, work.pieces.folder / _MODEL)
-        copied = [path for path in (work.pieces.folder / _MODEL).rglob("*") if path.is_file()]
-        files = sorted(path.relative_to(work.pieces.folder).as_posix() for path in copied)
-        piece = Piece("model", files[-1], lambda: files[:-1])
-        work.pieces.share(piece)
-        resource = partial(_opened, work.pieces, piece.last)
-    items = {work.piece(task): task for task in manifest.tasks}
-    work.pieces.fill(executor, partial(_embed_tar, work), items, "index: shards", resource)
+        # a copy: DVC's files may be links to a cache that only this machine has
+        work.work.make(_MODEL, lambda out: shutil.copytree(model, out, dirs_exist_ok=True))
+        resource = _opened
+    step = Step(_EMBEDDED, partial(_embed_tar, work), "index: shards", resource=resource)
+    work.work.run(step, {task.name: task for task in manifest.tasks}, executor)
 
 
 def add_images(work: EmbedWork, manifest: Manifest, images: ImagesWriter) -> Iterator[NDArray[np.float32]]:
     """Yields the vectors of one tar after the other, once its images were added. Memory holds one tar's."""
     for task in manifest.tasks:
-        with (work.pieces.folder / work.piece(task).last).open("rb") as file:
+        with (work.work.folder / _EMBEDDED / task.name / _IMAGES).open("rb") as file:
             table = pa.ipc.open_file(file).read_all()
         if not len(table):
             continue
@@ -120,18 +114,19 @@ def thumbnail(image: bytes, side_px: int) -> bytes:
     return picture.thumbnail(image, side_px, quality=_QUALITY, optimize=True)
 
 
+def _given(encoder: Encoder, _: Work) -> AbstractContextManager[Encoder]:
+    return nullcontext(encoder)
+
+
 @contextmanager
-def _opened(pieces: Pieces, last: str) -> Iterator[Encoder]:
+def _opened(here: Work) -> Iterator[Encoder]:
     """The model on a machine of a cluster."""
-    pieces = pieces.here()
-    pieces.bring([Piece("model", last)])
-    yield Embedder.load(pieces.folder / _MODEL)
+    here.fetch([_MODEL])
+    yield Embedder.load(here.folder / _MODEL)
 
 
-def _embed_tar(work: EmbedWork, encoder: Encoder, task: ShardTask) -> None:
-    work = replace(work, pieces=work.pieces.here())
-    piece = work.piece(task)
-    work.pieces.make(piece, lambda: write_table(_embedded(work, encoder, task), work.pieces.folder / piece.last))
+def _embed_tar(work: EmbedWork, encoder: Encoder, out: Path, task: ShardTask) -> None:
+    write_table(_embedded(work, encoder, task), out / _IMAGES)
 
 
 def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:

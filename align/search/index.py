@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,8 @@ from align.display.console import say, track
 from align.display.figure import png
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
-from align.durable.pieces import Pieces
-from align.durable.work import CLAIMS, key_of, work_directory
+from align.durable.steps import Work
+from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError, FormatError
 from align.formats.image_index import Hit, ImageIndex, IndexedImage, write_index
 from align.formats.indexed_images import ImagesWriter
@@ -40,7 +39,7 @@ from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.project import provenance
 from align.search.addresses import find_addresses
-from align.search.embed_shards import PIECES, EmbedWork, add_images, embed_shards
+from align.search.embed_shards import RESULTS, EmbedWork, add_images, embed_shards
 from align.search.queries import compose, share_named
 from align.search.report import (
     ANSWER_CUT,
@@ -236,10 +235,10 @@ def index(
     here = {"num_workers": 1} if engine.runner == "local" else {}
     with (
         work_directory(out, "index", key) as folder,
-        open_executor(engine.model_copy(update=here), folder / CLAIMS) as executor,
+        open_executor(engine.model_copy(update=here), folder / SCRATCH) as executor,
     ):
         fetch = fetcher(data.store) if data.store else None
-        work = EmbedWork(Pieces(folder, shared), data.shards, fetch, config.thumbnail_px)
+        work = EmbedWork(Work(folder, shared), data.shards, fetch, config.thumbnail_px)
         embed_shards(work, executor, manifest, model.folder, model.encoder)
 
         def build(path: Path, images: ImagesWriter) -> VectorIndex:
@@ -260,8 +259,7 @@ def index(
             return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
         report = _ask(labelled, LabelledSearch(images, model.encoder, picture, text_weight), reports)
-        for name in PIECES:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        work.work.drop(RESULTS)
     return report
 
 

@@ -42,7 +42,9 @@ class SparkEngine:
 
     def view(self, name: str, files: Path) -> None:
         """See `Engine`."""
-        paths = sorted(files.parent.glob(files.name)) if "*" in files.name else [files]
+        fixed = next((at for at, part in enumerate(files.parts) if "*" in part), len(files.parts))
+        pattern = "/".join(files.parts[fixed:])
+        paths = sorted(Path(*files.parts[:fixed]).glob(pattern)) if pattern else [files]
         with clear_errors():
             frame = self._session.read.parquet(*(path.resolve().as_uri() for path in paths))
             frame.createOrReplaceTempView(name)

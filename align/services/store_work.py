@@ -1,36 +1,31 @@
-"""`store.work`: finished pieces of a stage's work in S3, for machines of a cluster that share no disk.
+"""`store.work`: finished results of a stage's steps in S3, for machines of a cluster that share no disk.
 
-    PREFIX/STAGE/KEY/objects/SHA256    a file of a piece, under the sha256 of its bytes
-    PREFIX/STAGE/KEY/done/PIECE.json   the piece's files, written last: with it the piece is complete
+    PREFIX/STAGE/KEY/objects/SHA256     a file, under the sha256 of its bytes
+    PREFIX/STAGE/KEY/done/RESULT.json   the files of a result, written last: with it the result is complete
 
 KEY is that of the work folder, so runs with other parameters, data or code do not meet. No object ever changes. If two
-machines make the same piece, the first that writes its `done` file counts, and the other one takes over its files. The
-files of a piece come to a work folder together, the last one last, so a folder never has a mixture that counts as
-complete.
+machines make the same result, the first that writes its `done` object counts.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from align.config.infrastructure import StoreConfig
-from align.durable.files import fsync, is_temporary, sha256_file, temporary_name
-from align.durable.work import CLAIMS
+from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, ServiceError
 from align.formats.json_file import StoredModel, parse
+from align.services.files.files import StoreFiles
 from align.services.s3 import client as store_client
 from align.services.s3.locations import split_uri
 from align.services.s3.store import read_checked
 
-#: The `done` file of the largest piece has some hundred bytes for each of its files.
+#: The `done` object of the largest result has some hundred bytes for each of its files.
 _MAX_DONE_BYTES = 16 << 20
 
 
@@ -41,7 +36,7 @@ class _File(StoredModel):
 
 
 class _Done(StoredModel):
-    """The files of a piece, in the order in which they get their names."""
+    """The files of a result, in order of their names."""
 
     schema_version: Literal[1]
     files: tuple[_File, ...]
@@ -49,7 +44,7 @@ class _Done(StoredModel):
 
 @dataclass(frozen=True)
 class StoreWork:
-    """Implements `align.interfaces.store.SharedPieces`. Can be pickled.
+    """Implements `align.interfaces.store.SharedResults`. Can be pickled.
 
     Attributes:
         config: how to reach the server.
@@ -60,74 +55,85 @@ class StoreWork:
     location: str
 
     def finished(self) -> frozenset[str]:
-        """See `SharedPieces`."""
+        """See `SharedResults`."""
         bucket, prefix = split_uri(f"{self.location}/done/")
         names = store_client.list_objects(self.config, bucket, prefix)
         return frozenset(name.removeprefix(prefix).removesuffix(".json") for name in names)
 
-    def has(self, piece: str) -> bool:
-        """See `SharedPieces`."""
-        return self._done(piece) is not None
+    def has(self, result: str) -> bool:
+        """See `SharedResults`."""
+        return self._done(result) is not None
 
-    def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
-        """See `SharedPieces`."""
-        stored = self._done(piece)
-        listed = [
-            _File(name=name, sha256=sha256_file(folder / name), num_bytes=(folder / name).stat().st_size)
-            for name in files
-        ]
-        done = _Done(schema_version=1, files=tuple(listed))
+    def publish(self, result: str, folder: Path) -> bool:
+        """See `SharedResults`."""
+        stored = self._done(result)
+        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        files = tuple(
+            _File(name=name, sha256=sha256_file(path), num_bytes=path.stat().st_size)
+            for name, path in sorted(paths.items())
+        )
+        done = _Done(schema_version=1, files=files)
         if stored is None:
-            for file in listed:
-                self._upload(folder / file.name, file)
-            if store_client.write_new(self.config, self._list_of(piece), done.model_dump_json().encode()):
-                return
-            stored = self._done(piece)  # another was first, or the answer to our request was lost
+            for file in files:
+                self._upload(paths[file.name], file)
+            if store_client.write_new(self.config, self._list_of(result), done.model_dump_json().encode()):
+                return True
+            stored = self._done(result)  # another was first, or the answer to our request was lost
             if stored is None:
-                raise ServiceError(f"{self._list_of(piece)}: the server refuses it; run again")
-        if stored != done:
-            self._download(piece, stored, folder, files)
+                raise ServiceError(f"{self._list_of(result)}: the server refuses it; run again")
+        return stored == done
 
-    def fetch(self, piece: str, folder: Path, last: str) -> bool:
-        """See `SharedPieces`."""
-        done = self._done(piece)
-        if done is not None:
-            self._download(piece, done, folder, [last])
+    def fetch(self, result: str, folder: Path) -> bool:
+        """See `SharedResults`."""
+        done, where = self._done(result), self._list_of(result)
+        for file in done.files if done else ():
+            path, uri = folder / file.name, self._uri(file)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remedy = f"remove it and {where}, and run again"
+                is_stored = read_checked(self.config, uri, path, file.sha256, file.num_bytes, remedy)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                raise _names_another(where, file) from None
+            if not is_stored:
+                raise DataError(f"{uri}: no such object; was it removed? Remove {where} and run again")
         return done is not None
 
-    def read(self, piece: str, file: str, offset: int, size: int) -> bytes:
-        """See `SharedPieces`."""
-        uri = _places(self, piece).get(file)
-        if uri is None:
-            raise DataError(f"{self._list_of(piece)}: has no file {file!r}; run the stage again")
-        return store_client.read_range(self.config, uri, offset, size)
+    def open(self, result: str, file: str) -> BinaryIO:
+        """See `SharedResults`."""
+        return StoreFiles(self.config).open(self._place(result, file))
 
-    def remove(self, piece: str) -> None:
-        """See `SharedPieces`."""
-        done = self._done(piece)
-        store_client.remove(self.config, self._list_of(piece))
+    def read(self, result: str, file: str, offset: int, size: int) -> bytes:
+        """See `SharedResults`."""
+        return store_client.read_range(self.config, self._place(result, file), offset, size)
+
+    def remove(self, result: str) -> None:
+        """See `SharedResults`."""
+        done = self._done(result)
+        store_client.remove(self.config, self._list_of(result))
         for file in done.files if done else ():
             store_client.remove(self.config, self._uri(file))
 
-    def _list_of(self, piece: str) -> str:
-        return f"{self.location}/done/{piece}.json"
+    def _list_of(self, result: str) -> str:
+        return f"{self.location}/done/{result}.json"
 
-    def _done(self, piece: str) -> _Done | None:
-        where = self._list_of(piece)
+    def _done(self, result: str) -> _Done | None:
+        where = self._list_of(result)
         found = store_client.read_small(self.config, where, _MAX_DONE_BYTES)
         if found is None:
             return None
         done = parse(_Done, found, where, "delete the object and run again")
-        seen: set[str] = set()
+        seen = set[str]()
         for file in done.files:
-            if not _is_of_a_piece(file.name) or file.name in seen or not re.fullmatch("[0-9a-f]{64}", file.sha256):
-                raise self._names_another(where, file)
+            if not _is_inside(file.name) or file.name in seen or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+                raise _names_another(where, file)
             seen.add(file.name)
         return done
 
-    @staticmethod
-    def _names_another(where: str, file: _File) -> CorruptError:
-        return CorruptError(f"{where}: names the file {file.name!r}, which no piece has; delete the object, run again")
+    def _place(self, result: str, file: str) -> str:
+        uri = _uris(self, result).get(file)
+        if uri is None:
+            raise DataError(f"{self._list_of(result)}: has no file {file!r}; run the stage again")
+        return uri
 
     def _uri(self, file: _File) -> str:
         return f"{self.location}/objects/{file.sha256}"
@@ -139,59 +145,24 @@ class StoreWork:
             if stored is None or stored.num_bytes != file.num_bytes:
                 raise CorruptError(f"{uri}: not the {file.num_bytes} bytes of {path}; remove the object and run again")
 
-    def _download(self, piece: str, done: _Done, folder: Path, here: Sequence[str]) -> None:
-        """Puts the files of a piece in the place of those that may be `here`; the last one completes it."""
-        where = self._list_of(piece)
-        names = [file.name for file in done.files]
-        if names[-1:] != [here[-1]]:
-            raise CorruptError(f"{where}: does not end with the file {here[-1]!r}; delete the object and run again")
-        with ExitStack() as temporaries:
-            moves: list[tuple[Path, Path]] = []
-            for file in done.files:
-                path, uri = folder / file.name, self._uri(file)
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                except (FileExistsError, NotADirectoryError):
-                    raise self._names_another(where, file) from None
-                if path.is_dir():
-                    raise self._names_another(where, file)
-                beside = temporary_name(path)
-                temporaries.callback(beside.unlink, missing_ok=True)
-                remedy = f"remove it and {where}, and run again"
-                if not read_checked(self.config, uri, beside, file.sha256, file.num_bytes, remedy):
-                    raise DataError(f"{uri}: no such object; was it removed? Remove {where} and run again")
-                moves.append((beside, path))
-            # from here on a kill leaves a piece without its last file: it is incomplete, and brought or made again
-            *others, (last_beside, last) = moves
-            last.unlink(missing_ok=True)
-            fsync(last.parent)
-            for name in set(here) - set(names):
-                (folder / name).unlink(missing_ok=True)
-            for beside, path in others:
-                os.replace(beside, path)
-            for parent in {path.parent for _, path in others}:
-                fsync(parent)
-            os.replace(last_beside, last)
-            fsync(last.parent)
-
-
-def _is_of_a_piece(name: str) -> bool:
-    """Whether a piece may have a file of this name: in the work folder, and none of those that run the folder."""
-    path = PurePosixPath(name)
-    if not path.name or str(path) != name or "\0" in name or path.is_absolute() or ".." in path.parts:
-        return False
-    if path.parts[0] == CLAIMS or is_temporary(Path(name)):
-        return False
-    return len(path.parts) > 1 or not name.startswith(".")  # the folder's key and mark are hidden
-
 
 @lru_cache(maxsize=20_000)
-def _places(work: StoreWork, piece: str) -> dict[str, str]:
-    """Where the files of a complete piece are. It never changes."""
-    done = work._done(piece)
+def _uris(work: StoreWork, result: str) -> dict[str, str]:
+    """Where the files of a complete result are. It never changes."""
+    done = work._done(result)
     if done is None:
-        raise DataError(f"{work._list_of(piece)}: missing; run the stage again")
+        raise DataError(f"{work._list_of(result)}: missing; run the stage again")
     return {file.name: work._uri(file) for file in done.files}
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a folder may have a file of this name."""
+    path = PurePosixPath(name)
+    return bool(path.name) and str(path) == name and "\0" not in name and not {"/", ".."} & {*path.parts}
+
+
+def _names_another(where: str, file: _File) -> CorruptError:
+    return CorruptError(f"{where}: names the file {file.name!r}, which no result has; delete the object, run again")
 
 
 def open_work(config: StoreConfig, runner: str, stage: str, key: str) -> StoreWork | None:

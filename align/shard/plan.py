@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +26,15 @@ from numpy.typing import NDArray
 
 from align.config.shard import ShardConfig
 from align.display.console import say
-from align.durable.files import fsync, write_text
+from align.durable.files import write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES
-from align.formats.json_file import StoredModel, read_if_exists
+from align.formats.json_file import StoredModel
 from align.formats.shards import SPLITS, SplitName
 from align.interfaces.sql import Engine
 from align.shard.clusters import label_images, text_hashes
 
-#: The files of a plan. The second one is written last.
+#: The files of a plan.
 ROWS, PLAN = "rows.parquet", "plan.json"
 
 _STRINGS = ("key", "image_id", "image_key", "text")
@@ -78,20 +79,30 @@ class ShardPlan(StoredModel):
             for number in range(-(-count // self.images_per_shard))
         ]
 
-    def rows(self, folder: Path, split: SplitName, number: int) -> pa.Table:
-        """The kept pairs of an output shard, ordered by the position of their image in the split, then by key.
 
-        Columns: position, key, image_id, image_key, text, and where the image is: tar, start, num_bytes.
-        """
-        position, first = pc.field("position"), number * self.images_per_shard
-        here = (position >= first) & (position < first + self.images_per_shard)
-        rows = pq.read_table(folder / ROWS, filters=(pc.field("split") == SPLITS.index(split)) & here)
-        return rows.sort_by([("position", "ascending"), ("key", "ascending")])
+def read_plan(folder: Path) -> ShardPlan:
+    """The plan of a folder."""
+    return ShardPlan.model_validate_json((folder / PLAN).read_bytes())
 
 
-def read_plan(folder: Path) -> ShardPlan | None:
-    """The plan of a folder; None if there is none."""
-    return read_if_exists(ShardPlan, folder / PLAN, "remove the folder and run `align shard` again")
+def read_rows(stream: BinaryIO, split: SplitName, number: int, images_per_shard: int) -> pa.Table:
+    """The kept pairs of an output shard, ordered by the position of their image in the split, then by key.
+
+    Columns: position, key, image_id, image_key, text, and where the image is: tar, start, num_bytes. Of the stream with
+    ROWS, only row groups with such pairs are read.
+    """
+    ends = {"split": 2 * [SPLITS.index(split)]}
+    ends["position"] = [number * images_per_shard, (number + 1) * images_per_shard - 1]
+    with pq.ParquetFile(stream, pre_buffer=False) as file:
+        groups = set(range(file.num_row_groups))
+        for name, (low, high) in ends.items():
+            column = file.schema_arrow.get_field_index(name)
+            known = {group: file.metadata.row_group(group).column(column).statistics for group in groups}
+            groups = {group for group, one in known.items() if not one or (one.min <= high and one.max >= low)}
+        rows = file.read_row_groups(sorted(groups), use_threads=False)
+    for name, (low, high) in ends.items():
+        rows = rows.filter((pc.field(name) >= low) & (pc.field(name) <= high))
+    return rows.sort_by([("position", "ascending"), ("key", "ascending")])
 
 
 def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed: int) -> pa.Table:
@@ -160,7 +171,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def make_plan(engine: Engine, kept: Path, hashes: Path, filtered: Path, config: ShardConfig, folder: Path) -> ShardPlan:
-    """Plans, and writes ROWS and last PLAN.
+    """Plans, and writes ROWS and PLAN.
 
     Args:
         engine: does the SQL.
@@ -202,7 +213,6 @@ def make_plan(engine: Engine, kept: Path, hashes: Path, filtered: Path, config: 
     )
     _require_images(plan, config)
     engine.write(_ROWS, folder / ROWS)
-    fsync(folder / ROWS)
     write_text(folder / PLAN, plan.model_dump_json())
     return plan
 

@@ -22,8 +22,8 @@ from align.config.shard import ShardConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory, sha256_file, write_text
-from align.durable.pieces import Pieces
-from align.durable.work import CLAIMS, key_of, work_directory
+from align.durable.steps import Work
+from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError
 from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
@@ -111,10 +111,10 @@ def shard(
     require_passed(folders.quality, decisions, folders.filtered)
     key = _key(config, folders, decisions)
     shared = open_work(store, engine.runner, "shard", key)
-    with work_directory(folders.shards, "shard", key) as folder, open_executor(engine, folder / CLAIMS) as executor:
+    with work_directory(folders.shards, "shard", key) as folder, open_executor(engine, folder / SCRATCH) as executor:
         tars = tar_locations(raw_shards(folders.raw), store)
-        work = ShardWork(Pieces(folder, shared), folders.filtered, tars, store, config)
-        plan = plan_once(work, executor, partial(open_engine, engine.for_sql(store), work.engine_folder))
+        work = ShardWork(Work(folder, shared), folders.filtered, tars, store, config)
+        plan = plan_once(work, executor, partial(open_engine, engine.for_sql(store), folder / SCRATCH / "engine"))
         write_shards(work, executor, plan)
         samples = examples(work, plan)
         manifest = finish(work, plan)

@@ -1,22 +1,18 @@
-"""The work folder of `align shard`, in which a killed run resumes: tables for the SQL, plan, finished shards.
+"""The work folder of `align shard`, in which a killed run resumes (`align.durable.steps`), and its steps.
 
-    .kept/NNNNN.parquet    the kept pairs of a raw shard, and where its tar has their images (`align.shard.plan`)
-    .hashes/N.parquet      the perceptual hashes of a row group of images.parquet
-    .plan/                 which image goes to which output shard
-    train/NNNNN.tar        output shards, each with its index NNNNN.npy, also in val/ and test/
-    .done/train-NNNNN.json the manifest's row of an output shard, written when its tar is complete and stored
-
-Each table and each output shard is a separate task, which depends on no other task of its kind. For machines that do
-not see data/filtered (`store.work`), its files come to the work folder, too (`.given/`).
+given/NAME/            a file of data/filtered, for machines that do not see that (`store.work`)
+tables/kept-SHARD/     kept.parquet: the kept pairs of a raw shard (`align.shard.plan`)
+tables/hashes-N/       hashes.parquet: of a row group of images.parquet
+plan/                  which image goes to which output shard
+written/train-NNNNN/   train/NNNNN.tar, unless it is in the object store, its index, and its row of the manifest
 """
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -25,8 +21,8 @@ import pyarrow.parquet as pq
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.durable.files import link, replaced
-from align.durable.pieces import Piece, Pieces
+from align.durable.files import link
+from align.durable.steps import Step, Work
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
 from align.formats.raw import RawShard, image_spans
 from align.formats.shards import SPLITS, Manifest, Sample, SplitName
@@ -35,14 +31,14 @@ from align.interfaces.sql import Engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.gather import gather
-from align.shard.plan import PLAN, ROWS, ShardPlan, image_hashes, kept_pairs, make_plan, read_plan
+from align.shard.plan import ROWS, ShardPlan, image_hashes, kept_pairs, make_plan, read_plan, read_rows
 from align.shard.writer import join_manifest, write_entry, write_shard
 
-#: Removed at the end.
-_GIVEN, _KEPT, _HASHES, _PLAN, _DONE, _ENGINE = ".given", ".kept", ".hashes", ".plan", ".done", ".engine"
+_GIVEN, _TABLES, _PLAN, _WRITTEN = "given", "tables", "plan", "written"
+#: An output shard's row of the manifest.
+_ENTRY = "shard.json"
 #: Samples of each split that the page shows.
 _SHOWN = 16
-_PLAN_PIECE = Piece("plan", f"{_PLAN}/{PLAN}", lambda: [f"{_PLAN}/{ROWS}"])
 
 
 @dataclass(frozen=True)
@@ -50,75 +46,45 @@ class ShardWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
-        pieces: the work folder, and who shares it.
+        work: the results of the steps.
         filtered: data/filtered.
         tars: path or URI of each raw tar, by its name.
         store: where tars go, and where raw ones are that are not in data/raw.
         config: section `shard`.
     """
 
-    pieces: Pieces
+    work: Work
     filtered: Path
     tars: Mapping[str, str]
     store: StoreConfig
     config: ShardConfig
 
-    def here(self) -> ShardWork:
-        """The same in the folder of this machine. A task begins with this."""
-        return replace(self, pieces=self.pieces.here())
-
-    @property
-    def folder(self) -> Path:
-        """The work folder."""
-        return self.pieces.folder
-
-    @property
-    def engine_folder(self) -> Path:
-        """For scratch files of the SQL, which all machines see that see the work folder."""
-        return self.folder / _ENGINE
-
-    def plan(self) -> ShardPlan | None:
-        """The plan; None until it is made."""
-        return read_plan(self.folder / _PLAN)
-
-    def rows(self, plan: ShardPlan, split: SplitName, number: int) -> pa.Table:
-        """`ShardPlan.rows` of an output shard."""
-        return plan.rows(self.folder / _PLAN, split, number)
+    @contextmanager
+    def opened(self, here: Work) -> Iterator[ShardWork]:
+        """The same with the results on the machine of a task."""
+        yield replace(self, work=here)
 
     def give(self, path: Path) -> None:
         """Gives a file of data/filtered to machines that do not see it."""
-        piece = _given(path)
-        (self.folder / _GIVEN).mkdir(exist_ok=True)
-        if not (self.folder / piece.last).exists():
-            with replaced(self.folder / piece.last) as beside:
-                link(path, beside)
-        self.pieces.share(piece)
+        self.work.make(f"{_GIVEN}/{path.stem}", lambda out: link(path, out / path.name))
 
     def given(self, path: Path) -> Path:
         """A file of data/filtered on this machine."""
-        if self.pieces.shared is None:
+        if self.work.shared is None:
             return path
-        piece = _given(path)
-        self.pieces.bring([piece])
-        return self.folder / piece.last
+        self.work.fetch([f"{_GIVEN}/{path.stem}"])
+        return self.work.folder / _GIVEN / path.stem / path.name
 
+    def samples(self, split: SplitName, number: int) -> Iterator[Sample]:
+        """The samples of an output shard."""
+        files, config = StoreFiles(self.store), self.config
+        with self.work.open(_PLAN, ROWS) as stream:
+            rows = read_rows(stream, split, number, config.images_per_shard)
 
-def _given(path: Path) -> Piece:
-    return Piece(f"given-{path.stem}", f"{_GIVEN}/{path.name}")
+        def read(tar: str, start: int, num_bytes: int) -> bytes:
+            return files.read(self.tars[tar], start, num_bytes)
 
-
-def _table(folder: str, name: str) -> Piece:
-    return Piece(f"{folder[1:]}-{name}", f"{folder}/{name}.parquet")
-
-
-def _shard(folder: Path, split: SplitName, number: int) -> Piece:
-    """An output shard: its tar, unless that is in the store, its index, and last its entry."""
-    files = [f"{split}/{number:05d}.{ending}" for ending in ("tar", "npy")]
-    return Piece(
-        f"{split}-{number:05d}",
-        f"{_DONE}/{split}-{number:05d}.json",
-        lambda: [file for file in files if (folder / file).exists()],
-    )
+        return gather(rows, read, self.store.num_connections, config.image_px, config.jpeg_quality)
 
 
 def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], AbstractContextManager[Engine]]) -> ShardPlan:
@@ -134,87 +100,32 @@ def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], Abstra
         CorruptError: a file of data/filtered is damaged.
         ServiceError: the object store or the cluster is unavailable.
     """
+    folder = work.work.folder
 
-    def make() -> None:
-        fill_tables(work, executor)
-        (work.folder / _PLAN).mkdir(exist_ok=True)
-        kept, hashes = (work.folder / name / "*.parquet" for name in (_KEPT, _HASHES))
+    def make(out: Path) -> None:
+        parts, images = decision_parts(work.filtered), work.filtered / IMAGES
+        if work.work.shared is not None:
+            for path in (*parts, images):
+                work.give(path)
+        tables: dict[str, str | int] = {f"kept-{part.stem}": part.stem for part in parts}
+        tables |= {f"hashes-{group}": group for group in range(pq.read_metadata(images).num_row_groups)}
+        step = Step(_TABLES, _write_table, "shard: tables of kept pairs and images", resource=work.opened)
+        work.work.run(step, tables, executor)
+        kept, hashes = (folder / _TABLES / "*" / f"{name}.parquet" for name in ("kept", "hashes"))
         with open_sql() as engine:
-            make_plan(engine, kept, hashes, work.filtered, work.config, work.folder / _PLAN)
+            make_plan(engine, kept, hashes, work.filtered, work.config, out)
 
-    work.pieces.make(_PLAN_PIECE, make)
-    work.pieces.bring([_PLAN_PIECE])
-    plan = work.plan()
-    assert plan is not None
-    return plan
+    work.work.make(_PLAN, make)
+    return read_plan(folder / _PLAN)
 
 
-def fill_tables(work: ShardWork, executor: Executor) -> None:
-    """Makes the tables of the SQL."""
-    parts, images = decision_parts(work.filtered), work.filtered / IMAGES
-    if work.pieces.shared is not None:
-        for path in (*parts, images):
-            work.give(path)
-    tables = [(_KEPT, part.stem) for part in parts]
-    tables += [(_HASHES, str(group)) for group in range(pq.read_metadata(images).num_row_groups)]
-    pieces = {_table(*table): table for table in tables}
-    work.pieces.fill(executor, partial(_write_table, work), pieces, "shard: tables of kept pairs and images")
-
-
-def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
-    """Writes the output shards that are not complete.
-
-    Raises:
-        DataError: an image of a kept pair does not decode.
-        CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
-        ServiceError: the object store is unavailable.
-    """
-    shards = {_shard(work.folder, *shard): shard for shard in plan.shards}
-    work.pieces.fill(executor, partial(_write_shard, work), shards, "shard: shards")
-
-
-def examples(work: ShardWork, plan: ShardPlan) -> dict[SplitName, list[Sample]]:
-    """The first samples of each split that has some; the seed has shuffled them. Raises as `write_shards`."""
-    splits = [split for split, number in plan.shards if number == 0]
-    tables = {split: work.rows(plan, split, 0) for split in splits}
-    return {split: [*islice(_samples(work, rows), _SHOWN)] for split, rows in tables.items()}
-
-
-def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
-    """Writes the manifest and removes everything else but the tars and their indexes."""
-    entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
-    for split, number in plan.shards:
-        entries[split].append(work.folder / _shard(work.folder, split, number).last)
-    manifest = join_manifest(work.folder, work.config.image_px, entries)
-    for file in (_PLAN_PIECE.last, *_PLAN_PIECE.others()):  # first: without them, no part of a plan counts
-        (work.folder / file).unlink(missing_ok=True)
-    for leftover in work.folder.glob("*/.*.part"):
-        leftover.unlink(missing_ok=True)
-    for name in (_GIVEN, _KEPT, _HASHES, _PLAN, _DONE, _ENGINE):
-        shutil.rmtree(work.folder / name, ignore_errors=True)  # tables may be on other machines
-    return manifest
-
-
-def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> dict[str, str]:
-    """Of every raw tar, by its name. Local tars are opened as files; of the others, images are read by range."""
-    return {
-        shard.name: str(shard.local_tar())
-        if shard.sha256 is None or shard.tar.is_file() or store.objects is None
-        else Objects(store).uri(shard.sha256)
-        for shard in shards
-    }
-
-
-def _write_table(work: ShardWork, _: None, table: tuple[str, str]) -> None:
-    work, (folder, name) = work.here(), table
-
-    def make() -> None:
-        rows = _kept(work, name) if folder == _KEPT else image_hashes(work.given(work.filtered / IMAGES), int(name))
-        (work.folder / folder).mkdir(exist_ok=True)
-        with replaced(work.folder / _table(folder, name).last, on_disk=False) as beside:
-            pq.write_table(rows, beside)
-
-    work.pieces.make(_table(folder, name), make)
+def _write_table(work: ShardWork, out: Path, table: str | int) -> None:
+    """Writes the kept pairs of a raw shard, or the hashes of a row group."""
+    if isinstance(table, int):
+        rows = image_hashes(work.given(work.filtered / IMAGES), table)
+        pq.write_table(rows, out / "hashes.parquet")
+    else:
+        pq.write_table(_kept(work, table), out / "kept.parquet")
 
 
 def _kept(work: ShardWork, name: str) -> pa.Table:
@@ -227,27 +138,51 @@ def _kept(work: ShardWork, name: str) -> pa.Table:
     return kept_pairs(part, name, spans, work.config.seed)
 
 
-def _write_shard(work: ShardWork, _: None, shard: tuple[SplitName, int]) -> None:
-    work, (split, number) = work.here(), shard
-    work.pieces.bring([_PLAN_PIECE])
-    plan = work.plan()
-    assert plan is not None
-    piece = _shard(work.folder, split, number)
+def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
+    """Writes the output shards that are not complete.
 
-    def make() -> None:
-        """Writes an output shard, uploads it if there is a store, and then writes its entry."""
-        made = write_shard(work.folder, f"{split}/{number:05d}.tar", _samples(work, work.rows(plan, split, number)))
-        keep_tar(work.folder / made.path, made.sha256, work.store)
-        write_entry(made, work.folder / piece.last)
-
-    work.pieces.make(piece, make)
+    Raises:
+        DataError: an image of a kept pair does not decode.
+        CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
+        ServiceError: the object store is unavailable.
+    """
+    shards = {f"{split}-{number:05d}": (split, number) for split, number in plan.shards}
+    work.work.run(Step(_WRITTEN, _write_shard, "shard: shards", resource=work.opened), shards, executor)
 
 
-def _samples(work: ShardWork, rows: pa.Table) -> Iterator[Sample]:
-    """The samples of these rows of a plan."""
-    files = StoreFiles(work.store)
+def _write_shard(work: ShardWork, out: Path, shard: tuple[SplitName, int]) -> None:
+    split, number = shard
+    made = write_shard(out, f"{split}/{number:05d}.tar", work.samples(split, number))
+    keep_tar(out / made.path, made.sha256, work.store)
+    write_entry(made, out / _ENTRY)
 
-    def read(tar: str, start: int, num_bytes: int) -> bytes:
-        return files.read(work.tars[tar], start, num_bytes)
 
-    return gather(rows, read, work.store.num_connections, work.config.image_px, work.config.jpeg_quality)
+def examples(work: ShardWork, plan: ShardPlan) -> dict[SplitName, list[Sample]]:
+    """The first samples of each split that has some; the seed has shuffled them. Raises as `write_shards`."""
+    splits = [split for split, number in plan.shards if number == 0]
+    return {split: [*islice(work.samples(split, 0), _SHOWN)] for split in splits}
+
+
+def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
+    """Puts tars and indexes in their places, writes the manifest, and removes everything else."""
+    folder = work.work.folder
+    entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
+    for split, number in plan.shards:
+        written = folder / _WRITTEN / f"{split}-{number:05d}"
+        entries[split].append(written / _ENTRY)
+        (folder / split).mkdir(exist_ok=True)
+        for file in (written / split).iterdir():  # none, if a run was killed here
+            os.replace(file, folder / split / file.name)
+    manifest = join_manifest(folder, work.config.image_px, entries)
+    work.work.drop((_GIVEN, _TABLES, _PLAN, _WRITTEN))
+    return manifest
+
+
+def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> dict[str, str]:
+    """Of every raw tar, by its name. Local tars are opened as files; of the others, images are read by range."""
+    return {
+        shard.name: str(shard.local_tar())
+        if shard.sha256 is None or shard.tar.is_file() or store.objects is None
+        else Objects(store).uri(shard.sha256)
+        for shard in shards
+    }

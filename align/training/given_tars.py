@@ -35,7 +35,7 @@ from align.formats.given_tars import given_samples
 from align.formats.json_file import read_if_exists
 from align.formats.sample_texts import texts_in
 from align.formats.shards import Manifest, Shard, Split, SplitName
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.project import provenance
 from align.services.executors.executors import LocalExecutor
 from align.services.files.files import StoreFiles
@@ -123,8 +123,8 @@ def _index(params: Params, spec: str) -> Path:
     with locked(folder.with_name(f".{folder.name}.wait"), f"the process that indexes {spec}", say):
         if not (folder / formats.MANIFEST).is_file():
             with work_directory(folder, "given", key) as part:
-                step = Step(nullcontext, partial(_index_tar, part, files, val), lambda item: item[1])
-                entries = LocalExecutor(engine.num_workers).map(step, [*enumerate(tars)])
+                task = Task(nullcontext, partial(_index_tar, part, files, val), lambda item: item[1])
+                entries = LocalExecutor(engine.num_workers).map(task, [*enumerate(tars)])
                 manifest = _manifest([*track(entries, what=f"{spec}: tars read", total=len(tars))], spec)
                 write_text(part / formats.MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")
                 shutil.rmtree(part / ".done")

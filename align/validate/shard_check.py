@@ -7,9 +7,9 @@ Whether the shards hold exactly the kept pairs is decided by a sum: of the sha25
 all decisions. Equal sums mean equal pairs, since keys are unique. Tars of `val` and `test` come first; those of `train`
 compare their images with these. Where the sums differ, `align shard` again is the remedy, whichever pair is wrong.
 
-    checked/NAME.json      what is wrong with a tar, and the sum of its pairs
-    checked/NAME.npy       its images, as numbers; not of train
-    checked/.held-out.npy  the images of val and test
+    checked/NAME/faults.json    what is wrong with a tar, and the sum of its pairs
+    checked/NAME/images.npy     its images, as numbers; not of train
+    held_out/images.npy         the images of val and test
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from align.durable.files import replaced, write_text
-from align.durable.pieces import Piece, Pieces
+from align.durable.steps import Step, Work
 from align.errors import CorruptError, DataError
 from align.formats.filtered import decision_parts
 from align.formats.shards import (
@@ -41,7 +39,7 @@ from align.formats.shards import (
     index_bytes,
     local_tar,
 )
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor, Task
 from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
 
@@ -64,10 +62,9 @@ _Found = tuple[str, _Members]
 _NAMED = 5
 
 
-#: The folder of the pieces.
-PIECES = "checked"
-#: The images of val and test.
-_HELD_OUT = Piece("held-out", "checked/.held-out.npy")
+#: The results in the work folder.
+RESULTS = _CHECKED, _HELD_OUT = "checked", "held_out"
+_FAULTS, _IMAGES = "faults.json", "images.npy"
 #: Digests of pairs are added modulo this.
 _SUM = 1 << 256
 
@@ -112,30 +109,20 @@ class ShardsWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
-        pieces: the work folder, and who shares it.
+        work: the results of the steps.
         directory: data/shards.
         image_px: side of the pictures.
         fetch: for tars that are not in the folder but in an object store; None without one.
     """
 
-    pieces: Pieces
+    work: Work
     directory: Path
     image_px: int
     fetch: FetchTar | None = None
 
-    def here(self) -> ShardsWork:
-        """The same in the folder of this machine. A task begins with this."""
-        return replace(self, pieces=self.pieces.here())
-
-    def file(self, name: str) -> Path:
-        """A file of the work folder."""
-        return self.pieces.folder / name
-
-    def checked(self, task: ShardTask) -> Piece:
-        """What is wrong with a tar."""
-        images = f"checked/{task.name}.npy"
-        others = [] if task.split == "train" else [images]
-        return Piece(f"checked-{task.name}", f"checked/{task.name}.json", lambda: others)
+    def opened(self, here: Work) -> AbstractContextManager[ShardsWork]:
+        """The same on the machine of a task: the resource of a step."""
+        return nullcontext(replace(self, work=here))
 
 
 def check_shards(work: ShardsWork, executor: Executor, manifest: Manifest) -> Faults:
@@ -146,14 +133,15 @@ def check_shards(work: ShardsWork, executor: Executor, manifest: Manifest) -> Fa
     """
     faults = check_folder(work.directory, manifest)
     tasks = manifest.tasks
-    check, what = partial(_check, work), "validate_shards: shards"
     held_out = [task for task in tasks if task.split != "train"]
-    work.pieces.fill(executor, check, {work.checked(task): task for task in held_out}, what)
-    faults.num_leaked = _join_held_out(work, held_out)
-    work.pieces.share(_HELD_OUT)
-    work.pieces.fill(executor, check, {work.checked(task): task for task in tasks}, what)
+    step = Step(_CHECKED, check_shard, "validate_shards: shards", resource=work.opened)
+    work.work.run(step, {task.name: task for task in held_out}, executor)
+    work.work.make(_HELD_OUT, partial(_join_held_out, work, held_out))
+    every = np.load(work.work.folder / _HELD_OUT / _IMAGES)
+    faults.num_leaked = int(np.count_nonzero(every[1:] == every[:-1]))
+    work.work.run(replace(step, needs=[_HELD_OUT]), {task.name: task for task in tasks}, executor)
     for task in tasks:
-        found = json.loads(work.file(work.checked(task).last).read_bytes())
+        found = json.loads((work.work.folder / _CHECKED / task.name / _FAULTS).read_bytes())
         faults.merge(Faults(**found["faults"]))
         if found["offsets_sha256"] is not None:
             index = work.directory / task.shard.offsets_path
@@ -163,22 +151,15 @@ def check_shards(work: ShardsWork, executor: Executor, manifest: Manifest) -> Fa
     return faults
 
 
-def _join_held_out(work: ShardsWork, held_out: list[ShardTask]) -> int:
-    """Writes the images of val and test, in order. Returns the number of those that are in both."""
+def _join_held_out(work: ShardsWork, held_out: list[ShardTask], out: Path) -> None:
+    """Writes the images of val and test, in order; those that are in both twice."""
+    checked = work.work.folder / _CHECKED
     splits = [
         np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.load(file) for file in files)]))
         for split in ("val", "test")
-        for files in [[work.file(f"checked/{task.name}.npy") for task in held_out if task.split == split]]
+        for files in [[checked / task.name / _IMAGES for task in held_out if task.split == split]]
     ]
-    every = np.sort(np.concatenate(splits))
-    _save(every, work.file(_HELD_OUT.last))
-    return int(np.count_nonzero(every[1:] == every[:-1]))
-
-
-def _save(numbers: NDArray[Any], path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with replaced(path, on_disk=False) as beside, beside.open("wb") as file:
-        np.save(file, numbers)
+    np.save(out / _IMAGES, np.sort(np.concatenate(splits)))
 
 
 def pair_number(key: str, image_id: str, text: str) -> int:
@@ -189,10 +170,10 @@ def pair_number(key: str, image_id: str, text: str) -> int:
 
 def kept_pairs(filtered: Path, executor: Executor) -> int:
     """The sum of the kept pairs; each file of decisions is a task."""
-    return sum(executor.map(Step(nullcontext, _kept_pairs), decision_parts(filtered))) % _SUM
+    return sum(executor.map(Task(nullcontext, _kept_pairs), decision_parts(filtered))) % _SUM
 
 
-def _kept_pairs(_: None, part: Path) -> int:
+def _kept_pairs(_: Path | None, part: Path) -> int:
     total, columns = 0, ["key", "image_id", "text"]
     with pq.ParquetFile(part) as file:
         for batch in file.iter_batches(columns=["keep", *columns]):
@@ -217,14 +198,7 @@ def check_folder(directory: Path, manifest: Manifest) -> Faults:
     return faults
 
 
-def _check(work: ShardsWork, _: None, task: ShardTask) -> None:
-    work = work.here()
-    if task.split == "train":
-        work.pieces.bring([_HELD_OUT])
-    work.pieces.make(work.checked(task), partial(check_shard, work, task))
-
-
-def check_shard(work: ShardsWork, task: ShardTask) -> None:
+def check_shard(work: ShardsWork, out: Path, task: ShardTask) -> None:
     """Reads one tar and decodes every picture; memory holds one sample, and a number for each image.
 
     Raises:
@@ -236,14 +210,14 @@ def check_shard(work: ShardsWork, task: ShardTask) -> None:
         offsets_sha256 = _check_tar(path, work, task, faults, images)
     numbers = np.array(images, np.uint64)
     if task.split == "train":
-        held_out = np.load(work.file(_HELD_OUT.last), mmap_mode="r")
+        held_out = np.load(work.work.folder / _HELD_OUT / _IMAGES, mmap_mode="r")
         if len(held_out):
             nearest = held_out[np.minimum(np.searchsorted(held_out, numbers), len(held_out) - 1)]
             faults.num_leaked = int(np.count_nonzero(nearest == numbers))
     else:
-        _save(numbers, work.file(f"checked/{task.name}.npy"))
+        np.save(out / _IMAGES, numbers)
     found = {"faults": asdict(faults), "offsets_sha256": offsets_sha256}
-    write_text(work.file(work.checked(task).last), json.dumps(found))
+    (out / _FAULTS).write_text(json.dumps(found), encoding="utf-8")
 
 
 def _file(work: ShardsWork, row: Shard, faults: Faults) -> Path | None:

@@ -11,7 +11,6 @@ A failure can be accepted with `align validate --accept`, which looks at both ga
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display.console import say
 from align.display.report import record_runtime
-from align.durable.pieces import Pieces
-from align.durable.work import CLAIMS, key_of, work_directory
+from align.durable.steps import Work
+from align.durable.work import SCRATCH, key_of, work_directory
 from align.formats.acceptances import read_acceptances
 from align.formats.filtered import decisions_digest
 from align.formats.shards import Manifest, read_manifest
@@ -36,7 +35,7 @@ from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 from align.validate.page import shards_page
 from align.validate.report import QualityReport, judge, require_holds, summary, write_gate
-from align.validate.shard_check import FAULTS, PIECES, ShardsWork, check_shards, kept_pairs
+from align.validate.shard_check import FAULTS, RESULTS, ShardsWork, check_shards, kept_pairs
 
 #: What must be 0: statistic -> what it counts, in the order of the gate.
 _ZERO = FAULTS | {
@@ -77,9 +76,9 @@ def validate_shards(
     shared = open_work(store, engine_config.runner, "validate_shards", key) if store else None
     with (
         work_directory(reports, "validate_shards", key) as folder,
-        open_executor(engine_config, folder / CLAIMS) as executor,
+        open_executor(engine_config, folder / SCRATCH) as executor,
     ):
-        work = ShardsWork(Pieces(folder, shared), shards, manifest.image_px, fetcher(store) if store else None)
+        work = ShardsWork(Work(folder, shared), shards, manifest.image_px, fetcher(store) if store else None)
         faults = check_shards(work, executor, manifest)
         num_shards = sum(len(split.shards) for split in manifest.splits.values())
         of_decisions = executor if shared is None else LocalExecutor(engine_config.num_workers)
@@ -98,7 +97,7 @@ def validate_shards(
             prefix="quality_shards",
             metrics={"quality_shards/num_images": faults.num_images, "quality_shards/num_shards": num_shards},
         )
-        shutil.rmtree(folder / PIECES, ignore_errors=True)
+        work.work.drop(RESULTS)
         write_gate(report, shards_page(report, manifest, faults), folder)
     require_holds(report, reports)
     return report

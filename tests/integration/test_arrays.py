@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from align.errors import CorruptError, DataError
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.services.executors.slurm import SlurmExecutor
 from tests.support import ROOT, slurm, wait_until
 from tests.support.killing import digests, fresh
@@ -41,11 +41,11 @@ def dies_once(marker, _, number):
     return number * number
 
 
-SQUARED = Step(nullcontext, squared)
+SQUARED = Task(nullcontext, squared)
 
 
 def test_results_come_in_order_and_a_lost_task_is_tried_again(executor, tmp_path, capsys):
-    assert list(executor.map(Step(nullcontext, partial(dies_once, tmp_path / "died")), [3, 1, 2])) == [9, 1, 4]
+    assert list(executor.map(Task(nullcontext, partial(dies_once, tmp_path / "died")), [3, 1, 2])) == [9, 1, 4]
     assert "1 task(s) ended without a result, and are tried again" in capsys.readouterr().err
     assert list((tmp_path / "arrays").iterdir()) == []
 

@@ -193,7 +193,7 @@ KILLED = """
 import os, signal
 from align.filter import filter as stage
 
-stage.compare_with_evaluation_images = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+stage.decide = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 KILLED = EDITED.replace("from align.cli", f"{KILLED}from align.cli")
 RULE, OTHER_RULE = 'return f"num_words < {config.min_words}"', 'return f"num_words < {config.min_words + 1}"'
@@ -224,7 +224,7 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
 
     def files():
         work = tmp_path / ".filtered.part"
-        names = ("pairs/00000.parquet", "scored/00000.parquet", "verdicts.parquet")
+        names = ("measured/00000/pairs.parquet", "scored/00000/scored.parquet", "judged/verdicts.parquet")
         return {name: (work / name).stat().st_ino for name in names}
 
     killed = run(KILLED)

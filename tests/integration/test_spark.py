@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -18,13 +17,14 @@ from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
 from align.errors import DataError
 from align.filter.filter import FilterFolders, filter_pairs, work_key
-from align.filter.pair_tables import image_hash, image_hashes
-from align.filter.tables import IMAGES, MAX_ROWS, SCORED
-from align.filter.work_folder import commit
+from align.filter.pair_tables import image_hashes
+from align.filter.tables import CLOSE, SCORED
+from align.filter.work_folder import write_table
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.filtered import decisions_digest
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.services.engine import open_engine
 from align.services.executors.executors import open_executor
 from align.shard import shard as stage
@@ -33,7 +33,9 @@ from tests.support.killing import digests
 from tests.support.params import load_params
 from tests.support.reading import ingested
 from tests.support.small_data import Pair, far_apart
+from tests.support.small_filter import evaluation_set, noise
 from tests.support.spark import needs_spark, running_cluster
+from tests.support.tars import tar
 
 pytestmark = pytest.mark.cluster
 
@@ -75,64 +77,60 @@ def test_an_item_that_kills_its_process_is_put_aside(cluster, tmp_path):
     def squared(_, number):  # nested: the workers cannot import the tests
         return os._exit(9) if number == 13 else number * number
 
-    step = Step(nullcontext, squared, "number {}".format)
+    task = Task(nullcontext, squared, "number {}".format)
     with open_executor(config, tmp_path) as executor:
-        assert list(executor.map(replace(step, instead=abs), [3, 13, 5, 1])) == [9, 13, 25, 1]
+        assert list(executor.map(replace(task, instead=abs), [3, 13, 5, 1])) == [9, 13, 25, 1]
         with pytest.raises(DataError, match="number 13: its process was lost on each try, the last ones with nothing"):
-            list(executor.map(step, [3, 13]))
+            list(executor.map(task, [3, 13]))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, sample):
-    """data/raw of some pages of the sample, and a shard of traps; scores are made up, as the network plays no part."""
+    """data/raw of some pages of the sample, and a shard of traps; scores are made up, so no task needs the network."""
     folder = tmp_path_factory.mktemp("pairs")
     ingested(folder, sample / "archive.warc.gz", f"ingest.max_pages={NUM_PAGES}", "ingest.shard_size=1500")
     (folder / "raw/manifest.json").unlink(missing_ok=True)
-    (folder / "images").mkdir()
     traps(folder)
-    (folder / "scored").mkdir()
+    evaluation_set(folder / "sets", trap_picture(6))
     seen = set()
     for shard in raw_shards(folder / "raw"):
         ids = [one for one in dict.fromkeys(read_table(shard)["sha256"].to_pylist()) if one and one not in seen]
         seen.update(ids)
         scores = [int(one[:8], 16) / 2**32 for one in ids]
-        commit(pa.table([image_hashes(ids), scores], schema=SCORED), folder / "scored" / f"{shard.name}.parquet")
+        out = folder / "scored" / shard.name
+        out.mkdir(parents=True)
+        write_table(pa.table([image_hashes(ids), scores], schema=SCORED), out / "scored.parquet")
+        write_table(CLOSE.empty_table(), out / "close.parquet")
     return folder
+
+
+def trap_picture(number):
+    """One of 97 that no other is like; one is cut off."""
+    data = noise(number, 150 + 7 * number, 300)
+    return data[: len(data) // 2] if number == 5 else data
 
 
 def traps(folder):
     """Each trap with twelve pictures, so that the text is shared by too many if texts like it count as equal."""
-    rows, images = [], []
+    rows, pictures = [], [trap_picture(number) for number in range(97)]
     for row, caption in enumerate(caption for caption in TRAPS for _ in range(6)):
-        image_id = hashlib.sha256(b"%d" % (row % 97)).hexdigest()
         rows.append({
             "key": f"99999{row:04d}", "url": f"http://x/{row}", "caption": caption, "status": "success",
-            "sha256": image_id, "image_key": f"99999{row % 97:04d}",
+            "sha256": hashlib.sha256(pictures[row % 97]).hexdigest(), "image_key": f"99999{row % 97:04d}",
         })  # fmt: skip
-        if row < 97:
-            images.append({
-                "row_number": len(list((folder / "raw").glob("*.parquet"))) * MAX_ROWS + row, "image_id": image_id,
-                "image_hash": image_hash(image_id), "image_key": f"99999{row:04d}", "width_px": 150 + 7 * row,
-                "height_px": 300, "decodable": row != 5, "phash": 2**64 - 1 - row,
-                "evaluation_sets": ["a", "b"] if row == 6 else [], "twin": "a/1" if row == 6 else None,
-            })  # fmt: skip
-    commit(pa.Table.from_pylist(images, IMAGES), folder / "images/99999.parquet")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "raw/99999.parquet")
-    with tarfile.open(folder / "raw/99999.tar", "w"):
-        pass
+    tar(folder / "raw/99999.tar", {f"99999{number:04d}.jpg": data for number, data in enumerate(pictures)})
 
 
 def run(folder, engine):
     out = folder / engine.runner
     work = out / ".filtered.part"
     work.mkdir(parents=True)
-    for name in ("images", "scored"):
-        shutil.copytree(folder / name, work / name)
-    key = work_key(CONFIG, folder / "raw", OptedOut(), [])
+    shutil.copytree(folder / "scored", work / "scored")
+    key = work_key(CONFIG, folder / "raw", OptedOut(), named_sets(folder / "sets", None))
     (work / ".work.json").write_text(json.dumps({"key": key}))
-    none = folder / "none"
-    none.mkdir(exist_ok=True)
-    folders = FilterFolders(folder / "raw", none, none, filtered=out / "filtered", reports=out / "report")
+    reports = out / "report"
+    folders = FilterFolders(folder / "raw", folder / "sets", folder / "none", out / "filtered", reports)
     filter_pairs(CONFIG, engine, folders)
     return out
 

@@ -1,13 +1,12 @@
-"""`store.work` on a server: the first piece counts, an outage loses none, damaged and hostile ones are refused."""
+"""`store.work` on a server: the first result counts, an outage loses none, damaged and hostile ones are refused."""
 
 import json
-import shutil
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
-from align.durable.pieces import Piece, Pieces
+from align.durable.steps import Work
 from align.errors import AlignError, CorruptError, ServiceError
 from align.services.s3 import client
 from align.services.store_work import open_work
@@ -27,82 +26,83 @@ def work(server, tmp_path, request):
     return open_work(config, "slurm", "stage", "key")
 
 
-def piece(folder, **files):
-    folder.mkdir(exist_ok=True)
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
-    return list(files)
+    return folder
 
 
-def test_the_first_to_publish_a_piece_counts(work, tmp_path):
-    one, other, third = tmp_path / "one", tmp_path / "other", tmp_path / "third"
-    assert not work.has("0") and not work.fetch("0", third, "table") and work.finished() == frozenset()
-    work.publish("0", one, piece(one, tar="of one", table="one"))
-    work.publish("0", other, piece(other, tar="of another", table="another"))  # it was cut off, and comes back
-    work.publish("0", one, ["tar", "table"])
-    third.mkdir()
-    assert work.fetch("0", third, "table") and work.has("0") and work.finished() == frozenset({"0"})
-    for folder in (one, other, third):
-        assert {path.name: path.read_text() for path in folder.iterdir()} == {"tar": "of one", "table": "one"}
+def texts(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(work, tmp_path, monkeypatch):
-    files = piece(tmp_path / "one", tar="of one", table="one")
+def test_the_first_to_publish_a_result_counts(work, tmp_path):
+    one, other = write(tmp_path / "one", tar="of one", table="one"), write(tmp_path / "other", table="another")
+    third = Work(tmp_path / "third", work)
+    assert not work.has("a/0") and not work.fetch("a/0", tmp_path) and work.finished() == frozenset()
+    assert work.publish("a/0", one)
+    assert not work.publish("a/0", other)  # it was cut off, and comes back
+    assert work.publish("a/0", one)
+    with third.open("a/0", "tar") as stream:
+        assert stream.seek(3) and stream.read() == b"one"
+    assert not (tmp_path / "third").exists()
+    third.fetch(["a/0"])
+    assert work.has("a/0") and work.finished() == frozenset({"a/0"})
+    assert texts(tmp_path / "third/a/0") == {"tar": "of one", "table": "one"}
+
+
+def test_a_result_whose_files_are_stored_and_not_its_end_is_made_again(work, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(client, "write_new", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed here
 
         with pytest.raises(KeyboardInterrupt):
-            work.publish("0", tmp_path / "one", files)
+            work.publish("0", write(tmp_path / "one", tar="of one", table="one"))
     assert not work.has("0")
-    work.publish("0", tmp_path / "two", piece(tmp_path / "two", tar="of two", table="two"))
-    (tmp_path / "three").mkdir()
-    assert work.fetch("0", tmp_path / "three", "table")
-    assert (tmp_path / "three/tar").read_text() == "of two"
+    assert work.publish("0", write(tmp_path / "two", tar="of two", table="two"))
+    Work(tmp_path / "three", work).fetch(["0"])
+    assert texts(tmp_path / "three/0") == {"tar": "of two", "table": "two"}
 
 
-def test_an_outage_loses_no_finished_piece(work, server, tmp_path):
+def test_an_outage_loses_no_finished_result(work, server, tmp_path):
     hasty = replace(work, config=work.config.model_copy(update={"num_retries": 1}))
-    pieces, one = Pieces(tmp_path / "one", hasty), Piece("0", "table", lambda: ["tar"])
-    (tmp_path / "one").mkdir()
-    made = []
+    ours, made = Work(tmp_path / "one", hasty), []
 
-    def make():
-        made.append(piece(tmp_path / "one", tar="of one", table="one"))
+    def fill(out):
+        made.append(write(out, tar="of one", table="one"))
         server.kill()
 
     try:
         with pytest.raises(ServiceError, match=r"no answer from http://127\.0\.0\.1"):
-            pieces.make(one, make)
+            ours.make("0", fill)
     finally:
         server.start()
     assert not work.has("0")
-    pieces.make(one, make)
+    ours.make("0", fill)
     assert work.has("0") and len(made) == 1
 
 
-def test_damaged_and_hostile_pieces_are_refused(work, server, tmp_path):
-    folder = tmp_path / "one"
-    work.publish("0", folder, piece(folder, table="one"))
+def test_damaged_and_hostile_results_are_refused(work, server, tmp_path):
+    work.publish("0", write(tmp_path / "one", table="one"))
+    other = Work(tmp_path / "other", work)
     bucket, prefix = work.location.removeprefix("s3://").split("/", 1)
     [stored] = [key for key in server.keys(bucket) if "/objects/" in key]
     with closing(server._client()) as s3:
         s3.put_object(Bucket=bucket, Key=stored, Body=b"two")
-        shutil.rmtree(folder)
-        folder.mkdir()
         with pytest.raises(
             CorruptError, match=r"3 bytes with sha256 .* it is damaged: remove it and s3://.*/done/0\.json"
         ):
-            work.fetch("0", folder, "table")
-        assert list(folder.iterdir()) == []
+            other.fetch(["0"])
         sha256 = stored.rpartition("/")[2]
         for name, digest in (("../escaped", sha256), ("/etc/escaped", sha256), ("", sha256), ("a", "../../secret")):
             files = [{"name": name, "sha256": digest, "num_bytes": 3}]
             done = json.dumps({"schema_version": 1, "files": files})
             s3.put_object(Bucket=bucket, Key=f"{prefix}/done/1.json", Body=done.encode())
             with pytest.raises(CorruptError):
-                work.fetch("1", folder, "a")
+                other.fetch(["1"])
         for text in (b"", b"{", b"[]", bytes(17 << 20)):
             s3.put_object(Bucket=bucket, Key=f"{prefix}/done/1.json", Body=text)
             with pytest.raises(AlignError):
-                work.fetch("1", folder, "a")
+                other.fetch(["1"])
+    assert [path for path in (tmp_path / "other").rglob("*") if path.is_file()] == []
     assert list(tmp_path.glob("**/escaped")) == []

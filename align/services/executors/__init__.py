@@ -5,5 +5,5 @@ spark_tasks   the workers of a Spark cluster
 slurm         arrays of jobs
 
 Who runs a task, tries it again and counts it belongs here. What tasks are, and which files they commit, does not: the
-stage knows (`align/durable/pieces.py`).
+stage knows (`align/durable/steps.py`).
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from align.config.infrastructure import EngineConfig
 from align.durable.cores import cores
 from align.durable.processes import in_processes
-from align.interfaces.executor import Executor, In, Kept, Out, Step
+from align.interfaces.executor import Executor, In, Kept, Out, Task
 
 #: Of a Spark Connect server, which does SQL and no tasks of Python.
 CONNECT = "sc://"
@@ -32,10 +32,10 @@ class LocalExecutor:
         """See `Executor`."""
         return self.num_workers or cores()
 
-    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
+    def map(self, task: Task[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
         count = min(self.num_at_once, len(items)) or 1
-        return in_processes(step, items, count)
+        return in_processes(task, items, count)
 
 
 @contextmanager

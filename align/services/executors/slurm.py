@@ -1,6 +1,6 @@
 """Tasks as arrays of SLURM jobs: `sbatch --array`. All nodes see the folder of the run, as clusters with SLURM do.
 
-    ARRAY/step.pickle      what to do
+    ARRAY/task.pickle      what to do
     ARRAY/left-N.json      which items the array of try N does; its tasks divide them
     ARRAY/NNNNNN.pickle    the result of an item; it appears whole
     ARRAY/N-K.log          what task K of try N has printed
@@ -30,8 +30,8 @@ from align.display.console import say
 from align.durable.files import replaced
 from align.durable.processes import Culprits
 from align.errors import ServiceError, StoppedError, one_line
-from align.interfaces.executor import In, Kept, Out, Step
-from align.services.executors import task
+from align.interfaces.executor import In, Kept, Out, Task
+from align.services.executors.task import Result, result_of, worker_in
 
 #: Tasks of an array; more items share tasks. SLURM's own limit (MaxArraySize) is 1,001 unless the site has changed it.
 _TASKS_AT_ONCE = 1000
@@ -60,7 +60,7 @@ class SlurmExecutor:
         """See `Executor`."""
         return self._num_at_once or _TASKS_AT_ONCE
 
-    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
+    def map(self, task: Task[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
         if not items:
             return
@@ -69,8 +69,8 @@ class SlurmExecutor:
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, array, ignore_errors=True)
             stack.enter_context(_told_to_end())
-            (array / _STEP).write_bytes(pickle.dumps((step, list(items), str(Path.cwd()))))
-            number, log, culprits = 0, array / "none", Culprits(step)
+            (array / _TASK).write_bytes(pickle.dumps((task, list(items), str(Path.cwd()))))
+            number, log, culprits = 0, array / "none", Culprits(task)
             for attempt in range(_TRIES):
                 left = [one for one in range(number, len(items)) if not _result(array, one).exists()]
                 if attempt and left:
@@ -127,7 +127,7 @@ class SlurmExecutor:
                 raise ServiceError(f"sbatch refuses: {one_line(Exception(running.stderr.read()))}; see engine.sbatch")
 
 
-_STEP = "step.pickle"
+_TASK = "task.pickle"
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def _result(array: Path, number: int) -> Path:
 
 
 def _value(path: Path) -> Any:
-    result: task.Result[Any] = pickle.loads(path.read_bytes())  # of our own task; the folder is the user's
+    result: Result[Any] = pickle.loads(path.read_bytes())  # of our own task; the folder is the user's
     return result.get()
 
 
@@ -167,13 +167,14 @@ def _end(log: Path) -> str:
 def _run_task(array: Path, attempt: int, number: int) -> None:
     """Task `number` of an array: its share of the items."""
     left = json.loads((array / f"left-{attempt}.json").read_bytes())
-    step, items, folder = pickle.loads((array / _STEP).read_bytes())
+    task, items, folder = pickle.loads((array / _TASK).read_bytes())
     with tempfile.TemporaryDirectory(prefix="align-task-") as scratch:
+        worker = worker_in(folder, task, Path(scratch))
         for item in left[number :: _num_tasks(left)]:
             path = _result(array, item)
             if path.exists():
                 continue
-            result = task.do(step, items[item], folder=folder, scratch=Path(scratch), opened_as=b"")
+            result = result_of(worker, items[item])
             with replaced(path, on_disk=False) as beside:
                 beside.write_bytes(pickle.dumps(result))
         os.chdir("/")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from align.display.console import say
-from align.durable.processes import Culprits, in_threads
+from align.durable.processes import Culprits, Worker, in_threads
 from align.errors import ServiceError
-from align.interfaces.executor import In, Kept, Out, Step
-from align.services.executors import task
+from align.interfaces.executor import In, Kept, Out, Task
+from align.services.executors.task import Result, result_of, worker_in
 from align.services.spark_engine import clear_errors
 
 #: Items of one job of Spark, for each task at once.
@@ -48,21 +48,21 @@ class SparkExecutor:
         """See `Executor`."""
         return self._num_at_once or int(self._context.defaultParallelism)
 
-    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
+    def map(self, task: Task[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
-        partition = partial(_partition, step, str(Path.cwd()), secrets.token_bytes(8))
+        partition = partial(_partition, task, str(Path.cwd()), secrets.token_bytes(8))
         size = self.num_at_once * _ITEMS_AT_ONCE
         jobs = [items[start : start + size] for start in range(0, len(items), size)]
         num_tasks = self._num_at_once or size
-        culprits = Culprits(step)
+        culprits = Culprits(task)
 
-        def run(some: Sequence[In]) -> list[task.Result[Out] | None]:
+        def run(some: Sequence[In]) -> list[Result[Out] | None]:
             """The results; None for an item whose process was lost, alone and again and again."""
-            names = ", ".join(step.name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
+            names = ", ".join(task.name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
             try:
                 with clear_errors(f"{names}: "):
                     tasks = self._context.parallelize(some, min(num_tasks, len(some)))
-                    done: list[task.Result[Out] | None] = tasks.mapPartitions(partition).collect()
+                    done: list[Result[Out] | None] = tasks.mapPartitions(partition).collect()
                     return done
             except ServiceError as error:
                 if not any(lost in str(error.__cause__) for lost in _LOST):
@@ -82,12 +82,16 @@ class SparkExecutor:
         culprits.require_good_items()
 
 
-def _partition(
-    step: Step[Kept, In, Out], folder: str, opened_as: bytes, items: Iterable[In]
-) -> Iterator[task.Result[Out]]:
+def _partition(task: Task[Kept, In, Out], folder: str, opened_as: bytes, items: Iterable[In]) -> Iterator[Result[Out]]:
     """The items of a task, on a worker of Spark. Its folder there ends with the application."""
     from pyspark import SparkFiles
 
-    scratch = Path(SparkFiles.getRootDirectory())
+    if opened_as not in _worker:
+        _worker.clear()
+        _worker[opened_as] = worker_in(folder, task, Path(SparkFiles.getRootDirectory()))
     for item in items:
-        yield task.do(step, item, folder=folder, scratch=scratch, opened_as=opened_as)
+        yield result_of(_worker[opened_as], item)
+
+
+#: The one of this process, by its map: Spark keeps a process for later partitions, and gives it nothing to keep.
+_worker: dict[bytes, Worker[Any, Any, Any]] = {}

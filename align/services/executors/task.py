@@ -1,23 +1,20 @@
-"""A task on another machine: its folder there, and its result or error on the way back."""
+"""A task on another machine: who does it there, and its result or error on the way back."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
-from align.durable import pieces
+from align.durable.processes import Worker
 from align.errors import AlignError, ServiceError
-from align.interfaces.executor import In, Kept, Out, Step
-
-#: The resource of this process, by what opens it.
-_kept: dict[bytes, Any] = {}
+from align.interfaces.executor import In, Kept, Out, Task
 
 
 @dataclass(frozen=True)
 class Result(Generic[Out]):
-    """What became of a task.
+    """What became of an item.
 
     Attributes:
         value: what the function returned.
@@ -34,24 +31,25 @@ class Result(Generic[Out]):
         return self.value  # type: ignore[return-value]  # a function may return None
 
 
-def do(step: Step[Kept, In, Out], item: In, *, folder: str, scratch: Path, opened_as: bytes) -> Result[Out]:
-    """Does one item on a machine of a cluster.
-
-    An error that this machine or a server may be the cause of is raised, so that the cluster tries again elsewhere.
+def worker_in(folder: str, task: Task[Kept, In, Out], scratch: Path) -> Worker[Kept, In, Out]:
+    """Makes this process of a cluster's machine a worker.
 
     Args:
-        step, item: see `Executor.map`.
         folder: in which the run works; relative paths start there, if this machine has it.
+        task: see `Executor.map`.
         scratch: a folder of this machine.
-        opened_as: names the resource: a process that does several maps opens one for each.
     """
     os.chdir(folder if Path(folder).is_dir() else scratch)
-    pieces.work_in(scratch)
+    return Worker(task.resource, task.function, scratch)
+
+
+def result_of(worker: Worker[Kept, In, Out], item: In) -> Result[Out]:
+    """Does one item.
+
+    An error that this machine or a server may be the cause of is raised, so that the cluster tries again elsewhere.
+    """
     try:
-        if opened_as not in _kept:
-            _kept.clear()
-            _kept[opened_as] = step.resource().__enter__()
-        return Result(step.function(_kept[opened_as], item))
+        return Result(worker.do(item))
     except ServiceError:
         raise
     except AlignError as error:

@@ -47,14 +47,13 @@ def labelled_pairs():
 def found_by_embedding(pictures, references, network, folder):
     """(image_id, evaluation image) -> cosine, for pairs above the cut."""
     config = load_params().section(FilterConfig)
-    images, views = folder / "images.arrow", folder / "views.arrow"
+    views = folder / "views.arrow"
     rows = ((row.name, row.embedding) for row in network.measure(pictures.items(), max_pixels=MAX_PIXELS))
-    write_embeddings(images, rows, network.width)
     write_embeddings(views, network.views(references.items(), max_pixels=MAX_PIXELS), network.width)
     seen = read_embeddings(views)
     RangeIndex.write(seen.vectors, folder / "views.faiss")
     find = RangeIndex(folder / "views.faiss").above
-    matches = near_duplicates_in(images, seen, find, config.near_duplicate_cosine_above)
+    matches = near_duplicates_in(rows, seen, find, config.near_duplicate_cosine_above)
     return {(match.image_id, match.reference): match.cosine for match in matches}
 
 

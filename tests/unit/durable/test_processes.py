@@ -10,13 +10,13 @@ import pytest
 from align.durable.locks import locked, take, tried
 from align.durable.processes import in_processes
 from align.errors import DataError
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from tests.support import ROOT
 from tests.support.deadly import deadly, deadly_once, twice
 
 
-def mapped(function, items, num_workers, **step):
-    return in_processes(Step(nullcontext, partial(without_resource, function), **step), items, num_workers)
+def mapped(function, items, num_workers, **task):
+    return in_processes(Task(nullcontext, partial(without_resource, function), **task), items, num_workers)
 
 
 def without_resource(function, _, item):

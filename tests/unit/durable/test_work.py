@@ -12,7 +12,7 @@ import pytest
 import align.durable.files
 from align.durable.files import MARK, replace_directory
 from align.durable.pieces import Piece, Pieces
-from align.durable.work import work_directory
+from align.durable.work import finish, is_finished, work_directory
 from align.errors import DataError, LockedError
 from tests.support.small_process import killed_at, small_process
 
@@ -60,6 +60,23 @@ def test_a_piece_is_made_once_and_a_waiter_follows_one_that_was_killed(tmp_path,
     assert (tmp_path / "plan").read_text() == "whole" and capsys.readouterr().err == ""
     assert Pieces(tmp_path).missing([PLAN]) == []
     Pieces(tmp_path).bring([PLAN])
+
+
+def test_what_is_finished_is_known_to_the_run_that_resumes_also_after_it_was_put_in_its_place(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", "key") as work:
+        (work / "0").write_text("days of work")
+        assert not is_finished(work)
+        finish(work, [work / "0"])
+        raise KeyboardInterrupt
+    with work_directory(out, "stage", "key") as work:
+        assert is_finished(work)
+        key = (work / ".work.json").read_text()
+    (out / ".work.json").write_text(key)  # a run that was killed at its very end leaves it
+    with work_directory(out, "stage", "key") as work:
+        assert is_finished(work) and (work / "0").read_text() == "days of work"
+    with work_directory(out, "stage", "another") as work:
+        assert not is_finished(work)
 
 
 def unfinished(out, key):

@@ -176,11 +176,11 @@ def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(tmp
     measured = []
     bad = {2}
 
-    def measure(work, item):
+    def measure(work, out, item):
         measured.append(item[0])
         if item[0] in bad:
             raise DataError("cut off")
-        measure_shard(work, item)
+        measure_shard(work, out, item)
 
     monkeypatch.setattr("align.filter.filter.measure_shard", measure)
     other = CONFIG.model_copy(update={"min_words": 5})
@@ -193,6 +193,24 @@ def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(tmp
     assert (run(raw, tmp_path / "resumed", evaluation, other).num_pairs, measured) == (8, [2, 3])
     run(raw, tmp_path / "whole", evaluation, other)
     assert bytes_of(tmp_path / "resumed") == bytes_of(tmp_path / "whole")
+
+
+def test_a_run_that_ends_while_it_removes_its_results_has_nothing_left_to_do(tmp_path, monkeypatch):
+    raw = shards(tmp_path / "raw", 2)
+    run(raw, tmp_path / "calm")
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("align.filter.filter.Work.drop", cut_off)
+        run(raw, tmp_path / "cut off")
+    shutil.rmtree(tmp_path / "cut off/.filtered.part/written")  # it had begun
+    with monkeypatch.context() as patch:
+        patch.setattr("align.filter.filter._decide_all", cut_off)
+        report = run(raw, tmp_path / "cut off")
+    assert report == run(raw, tmp_path / "again")
+    assert bytes_of(tmp_path / "cut off") == bytes_of(tmp_path / "calm")
 
 
 @pytest.mark.parametrize("column", ["reasons", "num_words", "phash"])  # of decisions, facts, known_images alone
@@ -233,14 +251,15 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(tmp_path, mon
             given.append(num_threads)
             super().__init__(embedder, num_threads)
 
-    def in_this_process(_, step, items):
-        return (step.function(None, item) for item in items)
+    def in_this_process(_, task, items):
+        with task.resource(None) as kept:
+            yield from (task.function(kept, item) for item in items)
 
     monkeypatch.setattr("align.filter.compare.ImageNetwork", Seen)
     monkeypatch.setattr("align.services.executors.executors.LocalExecutor.map", in_this_process)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
     run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
-    assert given == [2, 2, 4]  # two shards, then the images
+    assert given == [4, 2, 2]  # the images, then two shards
 
 
 def test_opted_out_pairs_are_dropped_first(tmp_path):

@@ -71,14 +71,11 @@ def rows():
 
 
 def matched(folder, shards, tests, cut=CONFIG.near_duplicate_cosine_above, **index):
-    paths = [folder / f"{number}.arrow" for number in range(len(shards))]
-    for path, shard in zip(paths, shards, strict=True):
-        write_embeddings(path, shard.items(), WIDTH)
     write_embeddings(folder / "tests.arrow", tests.items(), WIDTH)
     references = read_embeddings(folder / "tests.arrow")
     RangeIndex.write(references.vectors, folder / "tests.faiss", **index)
     find = RangeIndex(folder / "tests.faiss").above
-    matches = [one for path in paths for one in near_duplicates_in(path, references, find, cut)]
+    matches = [one for shard in shards for one in near_duplicates_in(shard.items(), references, find, cut)]
     listed = [((match.image_id, match.reference), match.cosine) for match in matches]
     assert len(dict(listed)) == len(listed)  # each pair once
     return dict(listed)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import align.services.s3.store
-import align.services.store_work
-from align.durable.files import is_temporary
 from align.durable.pieces import Piece, Pieces
+from align.durable.steps import Step, Work
+from align.durable.work import SCRATCH
 from align.errors import CorruptError, DataError, FormatError, ServiceError
 from align.services.s3 import client as store_client
 from align.services.s3.locations import Stat
@@ -18,6 +18,7 @@ from tests.support import local_store
 
 LOCATION = "s3://bucket/work/ingest/key"
 CONFIG = local_store.config(Path(), objects="s3://bucket/tars", work="s3://bucket/work", num_retries=5)
+RESULT = "written/0"
 FILES = ["0.tar", "0_stats.json", "0.parquet"]
 PIECE = Piece("0", FILES[-1], lambda: FILES[:-1])
 
@@ -76,137 +77,132 @@ def work():
     return StoreWork(CONFIG, LOCATION)
 
 
-def make(folder, whose):
+def write(folder, whose):
+    """Files of a result, which say whose they are."""
     folder.mkdir(exist_ok=True)
     for name in FILES:
         (folder / name).write_text(f"{whose} {name}")
-    return FILES
+    return folder
 
 
 def found(folder):
-    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and not is_temporary(path)}
+    """The files of a folder, but for those that are not complete."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*") if path.is_file() and SCRATCH not in path.parts
+    }  # fmt: skip
 
 
-class Killed(BaseException):
-    pass
+def of(whose):
+    return {f"{RESULT}/{name}": f"{whose} {name}" for name in FILES}
+
+
+def done(files, result=RESULT):
+    """What says that a result is complete, as anybody may have written it."""
+    return {f"{LOCATION}/done/{result}.json": json.dumps({"schema_version": 1, "files": files}).encode()}
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_take_over_that_is_cut_off_leaves_ones_own_piece_whole(client, tmp_path, at):
-    def overtaken():
-        make(tmp_path / "one", "one")
-        work().publish("0", tmp_path / "other", make(tmp_path / "other", "other"))
+def test_who_was_overtaken_takes_what_counts_now_or_once_the_server_is_back(client, tmp_path, at):
+    def overtaken(out):
+        write(out, "one")
+        assert work().publish(RESULT, write(tmp_path / "other", "other"))
 
     def cut_off(number):
         if number == at:
             raise ServiceError("cut off")
 
     client.before_download = cut_off
-    (tmp_path / "one").mkdir()
+    mine = Work(tmp_path / "one", work())
     with pytest.raises(ServiceError, match="cut off"):
-        Pieces(tmp_path / "one", work()).make(PIECE, overtaken)
-    assert found(tmp_path / "one") == {name: f"one {name}" for name in FILES}
-    assert not [path for path in (tmp_path / "one").iterdir() if is_temporary(path)]
-    assert Pieces(tmp_path / "one", work()).make(PIECE, overtaken) is None  # it is complete, but not yet published
-    assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES}
+        mine.make(RESULT, overtaken)
+    assert found(tmp_path / "one") == {}
+    mine.make(RESULT, overtaken)
+    assert found(tmp_path / "one") == of("other")
+    assert [*(tmp_path / "one" / SCRATCH).iterdir()] == []
 
 
-@pytest.mark.parametrize("step", range(3))
-def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(client, tmp_path, monkeypatch, step):
-    one, other = tmp_path / "one", tmp_path / "other"
-    work().publish("0", other, make(other, "other")[1:])  # its tar went elsewhere
-    make(one, "one")
-    replaced = 0
-    replace = align.services.store_work.os.replace
+def test_the_first_counts_and_equal_bytes_are_no_others(client, tmp_path):
+    one, other = write(tmp_path / "one", "one"), write(tmp_path / "other", "other")
+    assert not work().has(RESULT) and work().finished() == frozenset()
+    assert work().publish(RESULT, one) and work().publish(RESULT, one) and not work().publish(RESULT, other)
+    assert work().has(RESULT) and work().finished() == {RESULT}
+    Work(tmp_path / "third", work()).fetch([RESULT, RESULT])
+    assert found(tmp_path / "third") == of("one")
 
-    def killed(source, target):
-        nonlocal replaced
-        if replaced == step:
-            raise Killed
-        replaced += 1
-        replace(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(align.services.store_work.os, "replace", killed)
-        if step < 2:
-            with pytest.raises(Killed):
-                work().publish("0", one, FILES)
-            assert FILES[-1] not in found(one)
-        else:
-            work().publish("0", one, FILES)
-    assert work().fetch("0", one, FILES[-1])
-    assert found(one) == {name: f"other {name}" for name in FILES[1:]}
+def test_what_an_outage_has_kept_from_the_store_is_stored_and_not_made_again(client, tmp_path, monkeypatch):
+    made = []
+
+    def fill(out):
+        made.append(write(out, "one"))
+
+    mine = Work(tmp_path / "one", work())
+    with monkeypatch.context() as patch, pytest.raises(ServiceError, match="cut off"):
+        patch.setattr(store_client, "write_new", lambda *_: (_ for _ in ()).throw(ServiceError("cut off")))
+        mine.make(RESULT, fill)
+    assert found(tmp_path / "one") == of("one") and not work().has(RESULT)
+    mine.make(RESULT, fill)
+    assert work().has(RESULT) and len(made) == 1
 
 
 @pytest.mark.parametrize("name", [
-    ".work.json", ".align.json", ".claims/0.lock", "./.work.json", ".claims", "a/../.work.json", "a//b", "/a", "", ".",
-    "a\0b", ".0.parquet.host.1.00000000-0.part", "plan/.a.host.1.00000000-0.part", ".work.json/a", "plan",
+    "/a", "", ".", "..", "../a", "./a", "a//b", "a/", "a/../b", "a\0b",
 ])  # fmt: skip
-def test_files_that_no_piece_has_are_refused(client, tmp_path, name):
-    evil = b'{"key": "evil"}'
-    stored = client.put(name, hashlib.sha256(evil).hexdigest(), evil)
-    last = client.put(FILES[-1], hashlib.sha256(b"table").hexdigest(), b"table")
-    (tmp_path / ".work.json").write_text("ours")
-    (tmp_path / "plan").mkdir()
-    done = {"schema_version": 1, "files": [stored, last]}
-    client.objects[f"{LOCATION}/done/0.json"] = json.dumps(done).encode()
-    with pytest.raises(CorruptError, match=r"^s3://bucket/work/ingest/key/done/0.json: names the file"):
-        Pieces(tmp_path, work()).bring([PIECE])
-    assert found(tmp_path) == {".work.json": "ours"}
-
-
-@pytest.mark.parametrize("names", [[], ["0.tar"], ["0.parquet", "0.tar"], ["0.parquet", "0.parquet"]])
-def test_a_piece_ends_with_its_last_file(client, tmp_path, names):
-    data = b"bytes"
-    files = [client.put(name, hashlib.sha256(data).hexdigest(), data) for name in names]
-    done = json.dumps({"schema_version": 1, "files": files})
-    client.objects[f"{LOCATION}/done/0.json"] = done.encode()
-    with pytest.raises(CorruptError, match=r"done/0.json: (does not end with|names) the file '0.parquet'"):
-        Pieces(tmp_path, work()).bring([PIECE])
+def test_files_that_no_folder_has_are_refused(client, tmp_path, name):
+    evil = client.put(name, hashlib.sha256(b"evil").hexdigest(), b"evil")
+    client.objects |= done([evil])
+    with pytest.raises(CorruptError, match=rf"^{LOCATION}/done/{RESULT}.json: names the file"):
+        Work(tmp_path / "one", work()).fetch([RESULT])
     assert found(tmp_path) == {}
 
 
-def test_files_in_hidden_folders_may_complete_a_piece(client, tmp_path):
-    for name in (".plan/table", ".plan/.align.json", ".done/0.json"):
-        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "one" / name).write_text("{}")
-    work().publish("0", tmp_path / "one", [".plan/table", ".plan/.align.json", ".done/0.json"])
-    assert work().fetch("0", tmp_path / "other", ".done/0.json")
-    assert (tmp_path / "other/.plan/.align.json").exists() and (tmp_path / "other/.done/0.json").exists()
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "a/b"], ["a/b", "a"]])
+def test_files_that_no_folder_has_at_once_are_refused(client, tmp_path, names):
+    sha256 = hashlib.sha256(b"bytes").hexdigest()
+    client.objects |= done([client.put(name, sha256, b"bytes") for name in names])
+    with pytest.raises(CorruptError, match=r"done/written/0.json: names the file 'a"):
+        Work(tmp_path / "one", work()).fetch([RESULT])
+    assert found(tmp_path) == {}
 
 
 def test_of_an_object_of_another_size_nothing_is_read(client, tmp_path):
-    work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
-    sha256 = hashlib.sha256(b"one 0.tar").hexdigest()
+    work().publish(RESULT, write(tmp_path / "one", "one"))
+    sha256 = hashlib.sha256(b"one 0.parquet").hexdigest()
     client.put("", sha256, bytes(1 << 20))
-    with pytest.raises(CorruptError, match=rf"objects/{sha256}: 1,048,576 bytes, but it should have 9 bytes"):
-        work().fetch("0", tmp_path / "other", FILES[-1])
+    with pytest.raises(CorruptError, match=rf"objects/{sha256}: 1,048,576 bytes, but it should have 13 bytes"):
+        Work(tmp_path / "other", work()).fetch([RESULT])
     assert client.num_downloads == 0
 
 
 def test_a_transfer_that_was_damaged_is_repeated(client, tmp_path):
-    work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
-    uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}"
+    work().publish(RESULT, write(tmp_path / "one", "one"))
+    uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.parquet').hexdigest()}"
 
     def damaged_once(number):
-        client.objects[uri] = b"ONE 0.tar" if number == 1 else b"one 0.tar"
+        client.objects[uri] = b"ONE 0.parquet" if number == 1 else b"one 0.parquet"
 
     client.before_download = damaged_once
-    assert work().fetch("0", tmp_path / "other", FILES[-1])
-    assert found(tmp_path / "other") == found(tmp_path / "one")
+    Work(tmp_path / "other", work()).fetch([RESULT])
+    assert found(tmp_path / "other") == of("one")
     assert client.num_downloads == 4
 
 
 def test_what_is_missing_or_cannot_be_read_is_told_with_its_uri(client, tmp_path):
-    work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
-    uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}"
+    work().publish(RESULT, write(tmp_path / "one", "one"))
+    uri, other = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}", Work(tmp_path / "other", work())
     del client.objects[uri]
-    with pytest.raises(DataError, match=rf"^{uri}: no such object; .* Remove {LOCATION}/done/0.json and run again"):
-        work().fetch("0", tmp_path / "other", FILES[-1])
+    with pytest.raises(DataError, match=rf"^{uri}: no such object; .* Remove {LOCATION}/done/{RESULT}.json and run ag"):
+        other.fetch([RESULT])
     assert found(tmp_path / "other") == {}
-    client.objects[f"{LOCATION}/done/0.json"] = b"{"
-    with pytest.raises(FormatError, match=r"^s3://bucket/work/ingest/key/done/0.json: not valid JSON"):
-        work().has("0")
+    with pytest.raises(DataError, match=r"written/1: missing; run the stage again"):
+        other.fetch(["written/1"])
+    for file in ("1.tar", "0"):
+        with pytest.raises(DataError, match="run the stage again"):
+            other.open(RESULT, file)
+    client.objects[f"{LOCATION}/done/{RESULT}.json"] = b"{"
+    with pytest.raises(FormatError, match=rf"^{LOCATION}/done/{RESULT}.json: not valid JSON"):
+        work().has(RESULT)
 
 
 @pytest.mark.parametrize("ignores", [True, False])
@@ -220,13 +216,48 @@ def test_a_server_that_ignores_conditions_is_refused(client, monkeypatch, ignore
     assert client.objects == {}
 
 
-def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(client, tmp_path, monkeypatch):
-    monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
-    pieces = Pieces(tmp_path / "nowhere", work()).here()
-    assert pieces.folder.parent == tmp_path / "machine" and pieces.here() == pieces
-    assert pieces.make(PIECE, lambda: make(pieces.folder, "one")) == FILES
+class Machine:
+    """See `Executor`: a machine of a cluster that shares no disk with us."""
+
+    is_cluster = True
+    num_at_once = 1
+
+    def __init__(self, scratch):
+        self.scratch = scratch
+
+    def map(self, task, items):
+        with task.resource(self.scratch) as kept:
+            yield from (task.function(kept, item) for item in items)
+
+
+def test_a_machine_of_a_cluster_keeps_only_what_it_reads_and_makes_nothing_that_another_has(client, tmp_path):
+    made = []
+
+    def make(here, out, item):
+        assert here.folder.is_relative_to(tmp_path / "machine")
+        made.append(item)
+        (out / "text").write_text((here.folder / "head/text").read_text() + item)
+
+    ours, machine = Work(tmp_path / "ours", work()), Machine(tmp_path / "machine")
+    ours.make("head", lambda out: (out / "text").write_text("a "))
+    step = Step("written", make, "texts", ["head"])
+    ours.run(step, {"0": "one"}, machine)
+    ours.run(step, {"0": "one", "1": "two"}, machine)
+    Work(tmp_path / "again", work()).run(step, {"0": "one", "1": "two"}, machine)
+    assert made == ["one", "two"]
+    assert found(tmp_path / "ours") == {"head/text": "a ", "written/0/text": "a one", "written/1/text": "a two"}
+    assert [*found(tmp_path / "machine").values()] == ["a "]
+    work().remove("head")
+    work().remove("head")
+    assert work().finished() == {"written/0", "written/1"}
+
+
+def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(client, tmp_path):
+    pieces = Pieces(tmp_path / "nowhere", work()).here(tmp_path / "machine")
+    assert pieces.folder.parent == tmp_path / "machine" and pieces.here(tmp_path / "machine") == pieces
+    assert pieces.make(PIECE, lambda: write(pieces.folder, "one")) == pieces.folder
     assert found(pieces.folder) == {}
-    assert pieces.make(PIECE, lambda: make(pieces.folder, "another")) is None
+    assert pieces.make(PIECE, lambda: write(pieces.folder, "another")) is None
     assert pieces.missing([PIECE, Piece("1", "1.parquet")]) == [Piece("1", "1.parquet")]
     pieces.bring([PIECE])
     assert found(pieces.folder) == {name: f"one {name}" for name in FILES}
@@ -234,10 +265,9 @@ def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(c
         pieces.bring([Piece("1", "1.parquet")])
 
 
-def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(client, tmp_path, monkeypatch):
-    monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
-    pieces = Pieces(tmp_path / "nowhere", work()).here()
-    pieces.make(PIECE, lambda: make(pieces.folder, "one"))
+def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(client, tmp_path):
+    pieces = Pieces(tmp_path / "nowhere", work()).here(tmp_path / "machine")
+    pieces.make(PIECE, lambda: write(pieces.folder, "one"))
     assert pieces.read("0", "0.tar", 2, 3) == b"e 0"
     for piece, name in (("0", "1.tar"), ("1", "0.tar")):
         with pytest.raises(DataError, match="run the stage again"):
@@ -245,3 +275,24 @@ def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(c
     work().remove("0")
     work().remove("0")
     assert client.objects == {} and found(pieces.folder) == {}
+
+
+@pytest.mark.parametrize("names", [[], ["0.tar"], ["0.parquet", ".work.json"]])
+def test_a_piece_has_its_last_file_and_none_of_those_that_run_the_folder(client, tmp_path, names):
+    sha256 = hashlib.sha256(b"bytes").hexdigest()
+    client.objects |= done([client.put(name, sha256, b"bytes") for name in names], "0")
+    with pytest.raises(CorruptError, match="0 has other files"):
+        Pieces(tmp_path, work()).bring([PIECE])
+    assert found(tmp_path) == {}
+
+
+def test_a_piece_that_was_overtaken_is_that_of_another_machine(client, tmp_path):
+    def overtaken():
+        other = write(tmp_path / "other", "other")
+        (other / FILES[0]).unlink()  # its tar went elsewhere
+        work().publish("0", other)
+        return write(tmp_path / "one", "one")
+
+    (tmp_path / "one").mkdir()
+    Pieces(tmp_path / "one", work()).make(PIECE, overtaken)
+    assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES[1:]}

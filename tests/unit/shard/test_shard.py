@@ -1,6 +1,7 @@
 import gc
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -188,23 +189,28 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("removed", ["plan.json", "rows.parquet"])
-def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(tmp_path, monkeypatch, removed):
-    """What is left of the plan's files does not count as a plan."""
-    small_data.write(tmp_path, many_pairs())
-    small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
-    unlink = Path.unlink
+@pytest.mark.parametrize("num_moved", [1, 5, 10])
+def test_a_run_that_was_killed_while_it_moved_its_shards_is_finished(tmp_path, monkeypatch, num_moved):
+    expected = read_manifest(make_shards(tmp_path, many_pairs(), name="whole"))
+    replace_file, moved = os.replace, []
 
-    def killed(path, **options):
-        unlink(path, **options)
-        if path.name == removed:
+    def killed(source, target):
+        replace_file(source, target)
+        moved.extend([source] if "written" in Path(source).parts else [])
+        if len(moved) == num_moved:
+            moved.append(source)
             interrupt()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "unlink", killed)
+        patch.setattr(os, "replace", killed)
         shard(CONFIG, STORE, folders(tmp_path), ENGINE)
-    shard(CONFIG, STORE, folders(tmp_path), ENGINE)
-    assert list(iter_samples(tmp_path / "shards", "train"))
+    with monkeypatch.context() as patch:
+        patch.setattr("align.shard.work_folder.gather", None)  # no shard is made again
+        patch.setattr("align.shard.shard.examples", lambda *_: {})
+        shard(CONFIG, STORE, folders(tmp_path), ENGINE)
+    assert read_manifest(tmp_path / "shards") == expected
+    assert len(list(iter_samples(tmp_path / "shards", "train"))) == expected.splits["train"].num_images
+    assert {path.name for path in (tmp_path / "shards").iterdir() if path.is_dir()} == set(SPLITS)
 
 
 def test_changed_shards_are_found_out(tmp_path):
@@ -331,7 +337,7 @@ def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path):
     with pytest.raises(CorruptError, match=r"00000\.tar: the image 00000\d{4} is damaged"):
         make_shards(tmp_path, [])
     assert not (tmp_path / "shards").exists()
-    assert {path.name for path in (tmp_path / ".shards.part/.plan").iterdir()} == {"plan.json", "rows.parquet"}
+    assert {path.name for path in (tmp_path / ".shards.part/plan").iterdir()} == {"plan.json", "rows.parquet"}
     (raw / "00000.tar").write_bytes(whole)
     assert read_manifest(make_shards(tmp_path, [])).splits["train"].num_images > 0
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.durable.pieces import Pieces
+from align.durable.steps import Work
 from align.errors import CorruptError, DataError, ServiceError
 from align.formats.shards import Sample, digest_of, read_manifest
 from align.services.executors.executors import LocalExecutor
@@ -48,7 +48,7 @@ def write(root, num_images=3):
 
 def work_on(root, scratch, fetch=None):
     scratch.mkdir(exist_ok=True)
-    return ShardsWork(Pieces(scratch), root, PX, fetch)
+    return ShardsWork(Work(scratch), root, PX, fetch)
 
 
 def check(root, scratch, fetch=None):
@@ -239,17 +239,17 @@ def test_a_killed_run_checks_no_tar_twice(tmp_path, monkeypatch):
     work, checked = work_on(root, tmp_path / "scratch"), []
     check_one = shard_check.check_shard
 
-    def killed(work, task):
+    def killed(work, out, task):
         if len(checked) == 1:
             raise KeyboardInterrupt
         checked.append(task.name)
-        check_one(work, task)
+        check_one(work, out, task)
 
     monkeypatch.setattr(shard_check, "check_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         check_shards(work, LocalExecutor(1), read_manifest(root))
     assert checked == ["val-00000"]
-    monkeypatch.setattr(shard_check, "check_shard", lambda *one: (checked.append(one[1].name), check_one(*one)))
+    monkeypatch.setattr(shard_check, "check_shard", lambda *one: (checked.append(one[2].name), check_one(*one)))
     assert check_shards(work, LocalExecutor(1), read_manifest(root)) == expected
     assert checked == ["val-00000", "train-00000"]
 

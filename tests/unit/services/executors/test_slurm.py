@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from align.durable import pieces
 from align.errors import ServiceError
-from align.interfaces.executor import Step
+from align.interfaces.executor import Task
 from align.services.executors import slurm
 from align.services.executors.slurm import SlurmExecutor
 
@@ -19,7 +18,7 @@ def size(_, number):
     return abs(number)
 
 
-STEP = Step(nullcontext, size)
+TASK = Task(nullcontext, size)
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def asked(tmp_path, monkeypatch):
 def test_a_refused_array_has_the_options_and_its_refusal_is_said(tmp_path, asked, num_items, num_at_once, array):
     executor = SlurmExecutor(tmp_path / "arrays", ["--partition=gpu9", "--mem=1G"], num_at_once)
     with pytest.raises(ServiceError, match=r"sbatch refuses: .*invalid partition specified: gpu9; see engine\.sbatch"):
-        list(executor.map(STEP, range(num_items)))
+        list(executor.map(TASK, range(num_items)))
     words = asked()
     assert f"--array={array}" in words and words[-3:-1] == ["--partition=gpu9", "--mem=1G"]
     assert "-m align.services.executors.slurm" in words[-1] and words[-1].startswith("--wrap=exec ")
@@ -70,8 +69,7 @@ class Here:
 def test_tasks_share_what_exceeds_them(tmp_path, monkeypatch, small_blocks, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(slurm.subprocess, "Popen", Here)
-    monkeypatch.setattr(pieces, "_scratch", [])
-    assert list(SlurmExecutor(tmp_path / "arrays", [], None).map(STEP, [-3, 5, -8, 1, 0, -2, 9])) == [
+    assert list(SlurmExecutor(tmp_path / "arrays", [], None).map(TASK, [-3, 5, -8, 1, 0, -2, 9])) == [
         3, 5, 8, 1, 0, 2, 9,
     ]  # fmt: skip
     assert "tried again" not in capsys.readouterr().err
@@ -79,10 +77,10 @@ def test_tasks_share_what_exceeds_them(tmp_path, monkeypatch, small_blocks, caps
 
 def test_no_array_is_asked_for_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
-    assert list(SlurmExecutor(tmp_path, [], 1).map(STEP, [])) == []
+    assert list(SlurmExecutor(tmp_path, [], 1).map(TASK, [])) == []
 
 
 def test_a_machine_without_sbatch_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(ServiceError, match="sbatch does not start here"):
-        list(SlurmExecutor(tmp_path, [], 1).map(STEP, [1]))
+        list(SlurmExecutor(tmp_path, [], 1).map(TASK, [1]))

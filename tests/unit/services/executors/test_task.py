@@ -1,13 +1,15 @@
 """What a task on another machine gives back: a value, an error that is final, or an error that is tried elsewhere."""
 
-from contextlib import nullcontext
+import gc
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from align.durable import pieces
 from align.errors import DataError, ServiceError
-from align.interfaces.executor import Step
-from align.services.executors import task
+from align.interfaces.executor import Task
+from align.services.executors.task import result_of, worker_in
 
 
 def fails(_, error):
@@ -16,14 +18,11 @@ def fails(_, error):
 
 @pytest.fixture
 def do(tmp_path, monkeypatch):
-    """Does a task in a folder of its own; the process's own state is restored."""
+    """Does an item in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pieces, "_scratch", [])
-    monkeypatch.setattr(task, "_kept", {})
 
     def result(function, item):
-        step = Step(nullcontext, function)
-        return task.do(step, item, folder=str(tmp_path), scratch=tmp_path / "scratch", opened_as=b"")
+        return result_of(worker_in(str(tmp_path), Task(nullcontext, function), tmp_path / "scratch"), item)
 
     return result
 
@@ -37,3 +36,23 @@ def test_what_data_is_the_cause_of_is_final(do):
 def test_what_a_server_is_the_cause_of_is_tried_elsewhere(do):
     with pytest.raises(ServiceError, match="no route to host"):
         do(fails, ServiceError("no route to host"))
+
+
+@contextmanager
+def opened(events, scratch):
+    events.append(("opened", scratch))
+    yield scratch
+    events.append("closed")
+
+
+def test_a_worker_keeps_what_it_has_opened_and_works_where_the_run_does_or_in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    events, scratch = [], tmp_path / "scratch"
+    scratch.mkdir()
+    worker = worker_in(
+        str(tmp_path / "elsewhere"), Task(partial(opened, events), lambda kept, item: (kept, item)), scratch
+    )
+    assert Path.cwd() == scratch and events == []
+    assert [result_of(worker, number).get() for number in (1, 2)] == [(scratch, 1), (scratch, 2)]
+    gc.collect()
+    assert events == [("opened", scratch)]

@@ -156,7 +156,8 @@ def fill_tables(work: ShardWork, executor: Executor) -> None:
         for path in (*parts, images):
             work.give(path)
     tables = [(_KEPT, part.stem) for part in parts]
-    tables += [(_HASHES, str(group)) for group in range(pq.read_metadata(images).num_row_groups)]
+    num_groups = max(1, pq.read_metadata(images).num_row_groups)  # an engine reads at least one file
+    tables += [(_HASHES, str(group)) for group in range(num_groups)]
     pieces = {_table(*table): table for table in tables}
     work.pieces.fill(executor, partial(_write_table, work), pieces, "shard: tables of kept pairs and images")
 

@@ -150,6 +150,7 @@ def test_the_split_of_an_image_survives_new_data(tmp_path):
     ("pairs", "message"),
     [
         ([Pair("a", 0, reason="text_too_short")], "no pair is kept"),
+        ([Pair("a", None, reason="image_missing")], "no pair is kept"),
         ([Pair("a b c", 0)], "split 'val' would be empty: 1 images in 1 clusters"),
     ],
 )

@@ -142,9 +142,14 @@ def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed:
 
 
 def image_hashes(images: Path, row_group: int) -> pa.Table:
-    """The perceptual hashes of a row group of images.parquet: image, phash. Raises CorruptError if it is damaged."""
+    """The perceptual hashes of a row group of images.parquet, none if it has no such group: image, phash.
+
+    Raises:
+        CorruptError: the file is damaged.
+    """
     with _readable(images), pq.ParquetFile(images, pre_buffer=False) as file:
-        rows = file.read_row_group(row_group, ["image_id", "phash"])
+        groups = range(file.num_row_groups)[row_group : row_group + 1]
+        rows = file.read_row_groups(groups, ["image_id", "phash"])
     rows = rows.filter(rows["phash"].is_valid())
     phashes = rows["phash"].to_numpy().view(np.int64)
     return pa.table({"image": _signed(_numbers(rows["image_id"].to_pylist())), "phash": phashes})

@@ -108,7 +108,8 @@ def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], Abstra
             for path in (*parts, images):
                 work.give(path)
         tables: dict[str, str | int] = {f"kept-{part.stem}": part.stem for part in parts}
-        tables |= {f"hashes-{group}": group for group in range(pq.read_metadata(images).num_row_groups)}
+        num_groups = max(1, pq.read_metadata(images).num_row_groups)  # an engine reads at least one file
+        tables |= {f"hashes-{group}": group for group in range(num_groups)}
         step = Step(_TABLES, _write_table, "shard: tables of kept pairs and images", resource=work.opened)
         work.work.run(step, tables, executor)
         kept, hashes = (folder / _TABLES / "*" / f"{name}.parquet" for name in ("kept", "hashes"))

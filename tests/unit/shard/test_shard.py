@@ -17,6 +17,7 @@ from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.shard.gather import resize
+from align.shard.plan import image_hashes
 from align.shard.shard import shard
 from align.shard.writer import write_shard
 from tests.support import small_data
@@ -151,6 +152,7 @@ def test_the_split_of_an_image_survives_new_data(tmp_path):
     ("pairs", "message"),
     [
         ([Pair("a", 0, reason="text_too_short")], "no pair is kept"),
+        ([Pair("a", None, reason="image_missing")], "no pair is kept"),
         ([Pair("a b c", 0)], "split 'val' would be empty: 1 images in 1 clusters"),
     ],
 )
@@ -158,6 +160,12 @@ def test_nothing_to_train_on_is_one_clear_error(tmp_path, pairs, message):
     with pytest.raises(DataError, match=message):
         make_shards(tmp_path, pairs)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_file_without_row_groups_has_no_hashes(tmp_path):
+    with pq.ParquetWriter(tmp_path / "images.parquet", small_data.IMAGES_SCHEMA):
+        pass
+    assert image_hashes(tmp_path / "images.parquet", 0).num_rows == 0
 
 
 def test_a_verdict_on_other_decisions_does_not_count(tmp_path):

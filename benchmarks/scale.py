@@ -38,6 +38,7 @@ from align.config.params import Params, load_params
 from align.config.shard import ShardConfig
 from align.display.console import say
 from align.durable.pieces import Pieces
+from align.durable.steps import Work
 from align.formats.policy import OptedOut
 from align.formats.raw import raw_shards
 from align.interfaces.executor import In, Kept, Out, Task
@@ -187,21 +188,22 @@ def filter_pairs(folder: Path, watch: Watch) -> None:
 
 
 def plan_shards(folder: Path, watch: Watch) -> None:
-    """Clusters, splits and places of all kept pictures; the tars are indexed."""
-    from align.shard.image_spans import span_rows
-    from align.shard.work_folder import ShardWork, plan_once, tar_locations
+    """Tables of all kept pairs and pictures, clusters, splits and order; headers of tars are made up."""
+    from align.services.engine import open_engine
+    from align.shard import work_folder
 
+    def spans(_: Any, tar: str) -> Iterator[tuple[str, int, int]]:  # the synthesised tars are empty
+        keys = pq.read_table(Path(tar).with_suffix(".parquet"), columns=["image_key"])["image_key"].drop_null()
+        return ((key, 1024 * row, 400) for row, key in enumerate(pc.unique(keys).to_pylist()))
+
+    vars(work_folder)["image_spans"] = spans  # in a process of its own
     store = local_store.config(folder, None)
     (folder / "planned").mkdir()
-    shards = raw_shards(folder / "raw")
-    config = params().section(ShardConfig)
-    work = ShardWork(Pieces(folder / "planned"), folder / "raw", tar_locations(shards, store), store, config)
-    for number, shard in enumerate(shards):  # the synthesised tars are empty
-        keys = pc.unique(pq.read_table(shard.table, columns=["image_key"])["image_key"].drop_null()).to_pylist()
-        work.index(number).parent.mkdir(exist_ok=True)
-        np.save(work.index(number), span_rows([(key, 1024 * row, 400) for row, key in enumerate(keys)], number))
+    tars = work_folder.tar_locations(raw_shards(folder / "raw"), store)
+    config, engine = params().section(ShardConfig), params().section(EngineConfig)
+    work = work_folder.ShardWork(Work(folder / "planned"), folder / "filtered", tars, store, config)
     watch.start()
-    plan_once(work, WatchedExecutor(watch), folder / "filtered")
+    work_folder.plan_once(work, WatchedExecutor(watch), partial(open_engine, engine, folder / "engine"))
 
 
 def write_shards(folder: Path, watch: Watch) -> None:

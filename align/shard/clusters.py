@@ -5,10 +5,10 @@ components of two relations: equal text, and perceptual hashes at a small Hammin
 hash has `max_bits + m` bands: two hashes that differ in at most `max_bits` bits agree completely in at least m bands
 (pigeonhole). m grows with the number of images, so that few agree by chance.
 
-Nothing holds all images in memory: they come in buckets, in order, and so does everything computed of them
-(`align.shard.buckets`). Components are found from the last bucket to the first (Sibeyn, Abello and Meyer 2002): a
-node joins its smallest neighbour in an earlier bucket, which takes over its other edges, so no bucket is read twice.
-Labels then come back from the first bucket to the last.
+All of it is SQL over 64-bit numbers, for DuckDB and Spark (`align.services.engine`), except for hashes that agree with
+too many others under a mask, which numpy divides further. Edges become the stars of their components by the two
+operations of Kiveris et al. (2014, "Connected Components in MapReduce and Beyond"), which bring every image to the
+smallest one of its cluster.
 
 The paper does not split its training data; this is our decision.
 """
@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from itertools import chain, combinations, pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.shard.buckets import Buckets, by_hash
+from align.interfaces.sql import Engine
 
 #: Edges that are united together; bounds their memory.
 _EDGES_AT_ONCE = 1 << 22
@@ -43,175 +43,122 @@ Indices = NDArray[np.int64]
 Edges = tuple[Indices, Indices]
 
 
-class Members(NamedTuple):
-    """Images of some whole clusters, N of them, in any order.
-
-    Attributes:
-        images: (N,) their numbers.
-        labels: (N,) of each the smallest image of its cluster.
-        sizes: (N,) how many images its cluster has.
-        facts: (N,) what was given with the image.
-        facts_of_label: (N,) what was given with the smallest image.
-    """
-
-    images: Indices
-    labels: Indices
-    sizes: Indices
-    facts: NDArray[Any]
-    facts_of_label: NDArray[Any]
-
-
-class Clusters:
-    """Finds the clusters of images, which it numbers as they come.
+def label_images(engine: Engine, max_bits: int) -> str:
+    """Finds the clusters of images.
 
     Args:
-        folder: for its files; empty.
-        count: how many buckets of images come.
-        facts: name -> numpy type of what is given with each image.
+        engine: has the tables `kept` (image, text_hash), a row per pair, and `images` (image, phash), a row per image.
+            All are 64-bit numbers.
+        max_bits: hashes that differ in at most this many bits are near-duplicates; 0 is equality.
+
+    Returns:
+        The name of a table (node, label): of each image, except for the smallest one of a cluster, that smallest one.
     """
-
-    def __init__(self, folder: Path, count: int, facts: Mapping[str, str]) -> None:
-        self._folder, self._count, self._of_facts = folder, count, facts
-        self._starts = [0]
-        # equal values: one image of each bucket
-        self._texts, self._hashes = (
-            Buckets(folder, name, {"value": "u8", "image": "i8"}, count) for name in ("texts", "hashes")
-        )
-        self._edges = Buckets(folder, "edges", {"left": "i8", "right": "i8"}, count)
-        self._facts = Buckets(folder, "facts", facts, count)
-
-    def add(
-        self,
-        pair_images: NDArray[np.integer[Any]],
-        pair_texts: NDArray[np.uint64],
-        phashes: NDArray[np.uint64],
-        facts: Mapping[str, NDArray[Any]],
-    ) -> None:
-        """Adds the next bucket of images.
-
-        Args:
-            pair_images: (P,) index of each pair's image in this bucket.
-            pair_texts: (P,) digests of the pairs' texts; images with an equal one are one cluster.
-            phashes: (N,) perceptual hashes of 64 bits.
-            facts: (N,) values of each.
-        """
-        start = self._starts[-1]
-        self._facts.add(len(self._starts) - 1, **facts)
-        self._starts.append(start + len(phashes))
-        for store, values, images in (
-            (self._texts, pair_texts, pair_images.astype(np.int64)),
-            (self._hashes, phashes, np.arange(len(phashes))),
-        ):
-            values, images = self._join_equal(values, start + images)
-            store.add(by_hash(values, self._count), value=values, image=images)
-
-    def start(self, bucket: int) -> int:
-        """The number of the first image in a bucket; all images are those before bucket `count`."""
-        return self._starts[bucket]
-
-    def bucket_of(self, images: Indices) -> Indices:
-        """The buckets of images."""
-        return np.searchsorted(self._starts, images, side="right") - 1
-
-    def members(self, max_bits: int) -> Iterator[Members]:
-        """The images of all clusters, once all buckets are there.
-
-        Args:
-            max_bits: hashes that differ in at most this many bits are near-duplicates; 0 is equality.
-        """
-        self._join_all(max_bits)
-        fields = {"image": "i8", "label": "i8", **self._of_facts}
-        members = Buckets(self._folder, "members", fields, self._count)
-        for bucket, labels in enumerate(self._labels()):
-            facts = self._facts.take(bucket, keep=True)
-            images = self.start(bucket) + np.arange(len(labels))
-            given = {name: facts[name] for name in self._of_facts}
-            members.add(self.bucket_of(labels), image=images, label=labels, **given)
-        for bucket in range(self._count):
-            rows, facts = members.take(bucket), self._facts.take(bucket)
-            labels = rows["label"] - self.start(bucket)
-            sizes = np.bincount(labels, minlength=len(facts))[labels]
-            yield Members(rows["image"], rows["label"], sizes, rows[list(self._of_facts)], facts[labels])
-
-    def _join(self, left: Indices, right: Indices) -> None:
-        """Adds edges, to the bucket of their larger end."""
-        left, right = np.minimum(left, right), np.maximum(left, right)
-        different = left != right
-        left, right = left[different], right[different]
-        self._edges.add(self.bucket_of(right), left=left, right=right)
-
-    def _join_equal(self, values: NDArray[np.uint64], images: Indices) -> tuple[NDArray[np.uint64], Indices]:
-        """Joins the images of equal values to the first of them. Returns the distinct values, each with that one."""
-        order = np.argsort(values, kind="stable")
-        values, images = values[order], images[order]
-        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
-        self._join(np.repeat(images[starts], np.diff(starts, append=len(values))), images)
-        return values[starts], images[starts]
-
-    def _join_all(self, max_bits: int) -> None:
-        distinct = Buckets(self._folder, "distinct", {"value": "u8", "image": "i8"}, self._count)
-        num_values = 0
-        for bucket in range(self._count):
-            rows = self._texts.take(bucket)
-            self._join_equal(rows["value"], rows["image"])
-            rows = self._hashes.take(bucket)
-            values, images = self._join_equal(rows["value"], rows["image"])
-            distinct.add(bucket, value=values, image=images)
-            num_values += len(values)
-        for mask in masks(max_bits, num_values) if max_bits else ():
-            banded = distinct
-            if self._count > 1:
-                banded = Buckets(self._folder, "banded", {"value": "u8", "image": "i8"}, self._count)
-                for bucket in range(self._count):
-                    rows = distinct.take(bucket, keep=True)
-                    banded.add(by_hash(rows["value"] & mask, self._count), value=rows["value"], image=rows["image"])
-            for bucket in range(self._count):
-                rows = banded.take(bucket, keep=banded is distinct)
-                labels = np.arange(len(rows))
-                _unite_all(labels, near_duplicates(rows["value"], mask, max_bits))
-                joined = np.flatnonzero(labels != np.arange(len(rows)))
-                self._join(rows["image"][labels[joined]], rows["image"][joined])
-
-    def _labels(self) -> Iterator[Indices]:
-        """The label of each image, bucket by bucket."""
-        labels_of = Buckets(self._folder, "labels", {"label": "i8"}, self._count)
-        # the label of the image `root` is that of `of`, an image in an earlier bucket
-        asked = Buckets(self._folder, "asked", {"of": "i8", "root": "i8"}, self._count)
-        for bucket in reversed(range(self._count)):
-            start, end = self._starts[bucket : bucket + 2]
-            edges = self._edges.take(bucket)
-            labels = np.arange(start, end)
-            inside = edges["left"] >= start
-            _unite(labels, edges["left"][inside], edges["right"][inside], start)
-            roots, others = labels[edges["right"][~inside] - start], edges["left"][~inside]
-            del edges, inside
-            labels_of.add(bucket, label=labels)
-            order = np.lexsort((others, roots))
-            roots, others = roots[order], others[order]
-            is_first = np.diff(roots, prepend=-1) != 0
-            smallest = others[np.maximum.accumulate(np.where(is_first, np.arange(len(roots)), 0))]
-            asked.add(self.bucket_of(smallest[is_first]), of=smallest[is_first], root=roots[is_first])
-            later = ~is_first & (np.diff(others, prepend=-1) != 0)
-            self._join(smallest[later], others[later])
-        answers = Buckets(self._folder, "answers", {"root": "i8", "label": "i8"}, self._count)
-        for bucket in range(self._count):
-            start, end = self._starts[bucket : bucket + 2]
-            final = np.arange(start, end)
-            answered = answers.take(bucket)
-            final[answered["root"] - start] = answered["label"]
-            labels = final[labels_of.take(bucket)["label"] - start]
-            asks = asked.take(bucket)
-            answers.add(self.bucket_of(asks["root"]), root=asks["root"], label=labels[asks["of"] - start])
-            yield labels
+    engine.table("same_text", _equal("kept", "text_hash"))
+    engine.table("same_hash", _equal("images", "phash"))
+    names = ["same_text", "same_hash", *_near(engine, max_bits)]
+    engine.table("edges_0", " UNION ".join(f"SELECT node, label FROM {name}" for name in names))
+    for name in names:
+        engine.drop(name)
+    return _stars(engine)
 
 
-def text_digests(texts: Iterable[str]) -> NDArray[np.uint64]:
+def text_hashes(texts: Iterable[str]) -> Indices:
     """64 bits of each text, case ignored. Two of 50 million texts share them by chance with probability 1 in 15,000."""
     digests = b"".join(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, np.uint64)
+    return np.frombuffer(digests, np.int64)
 
 
-def near_duplicates(values: NDArray[np.uint64], mask: np.uint64, max_bits: int, depth: int = 0) -> Iterator[Edges]:
+def _equal(table: str, column: str) -> str:
+    """Edges (node, label) from each image to the smallest one with an equal value."""
+    return f"""
+        SELECT DISTINCT same.image AS node, smallest.label
+        FROM {table} AS same JOIN (
+            SELECT {column}, min(image) AS label FROM {table} GROUP BY {column} HAVING min(image) < max(image)
+        ) AS smallest ON smallest.{column} = same.{column}
+        WHERE same.image > smallest.label
+    """
+
+
+def _near(engine: Engine, max_bits: int) -> Iterator[str]:
+    """Makes tables of edges between the images of distinct hashes that are near-duplicates; yields their names."""
+    engine.table("hashed", "SELECT phash, min(image) AS image FROM images GROUP BY phash")
+    [(num_hashes,)] = engine.rows("SELECT count(*) FROM hashed")
+    for number, mask in enumerate(masks(max_bits, num_hashes) if max_bits else ()):
+        band = f"(phash & CAST({mask.astype(np.int64)} AS BIGINT))"
+        engine.table(
+            "crowds", f"SELECT {band} AS band FROM hashed GROUP BY {band} HAVING count(*) > {_COMPARED_AT_ONCE}"
+        )
+        [(num_crowds,)] = engine.rows("SELECT count(*) FROM crowds")
+        others = f"WHERE {band} NOT IN (SELECT band FROM crowds)" if num_crowds else ""
+        banded = f"(SELECT {band} AS band, phash, image FROM hashed {others})"
+        engine.table(f"near_{number}", _NEAR.format(banded=banded, max_bits=max_bits))
+        yield f"near_{number}"
+        if num_crowds:
+            path = engine.scratch / f"crowd-{number}.parquet"
+            engine.write(f"SELECT phash, image FROM hashed WHERE {band} IN (SELECT band FROM crowds)", path, "none")
+            pq.write_table(_edges_of_crowds(pq.read_table(path), mask, max_bits), path)
+            engine.view("crowd", path)
+            engine.table(f"crowd_{number}", "SELECT node, label FROM crowd")
+            yield f"crowd_{number}"
+        engine.drop("crowds")
+    engine.drop("hashed")
+
+
+#: The engines have no common operator for an exclusive or: it is what "or" has, without what "and" has.
+_NEAR = """
+    SELECT greatest(one.image, other.image) AS node, least(one.image, other.image) AS label
+    FROM {banded} AS one JOIN {banded} AS other ON one.band = other.band
+    WHERE one.phash < other.phash
+      AND bit_count((one.phash | other.phash) - (one.phash & other.phash)) <= {max_bits}
+"""
+
+
+def _edges_of_crowds(rows: pa.Table, mask: np.uint64, max_bits: int) -> pa.Table:
+    """Edges (node, label) that join the near-duplicates among some images (phash, image)."""
+    images = rows["image"].to_numpy()
+    labels = _united(len(images), edges_within(rows["phash"].to_numpy().view(np.uint64), mask, max_bits))
+    joined = np.flatnonzero(labels != np.arange(len(images)))
+    ends = images[joined], images[labels[joined]]
+    return pa.table({"node": np.maximum(*ends), "label": np.minimum(*ends)})
+
+
+def _stars(engine: Engine) -> str:
+    """From `edges_0` (node, label), each with the smaller label: a table of stars, see `label_images`.
+
+    In turn, all neighbours of a node below it are joined to the smallest of them, and labels are replaced by their own
+    smallest label, which halves the length of chains.
+    """
+    number = 0
+    while True:
+        edges = f"edges_{number}"
+        engine.table("lowest", f"SELECT node, min(label) AS label FROM {edges} GROUP BY node")
+        [(num_open,)] = engine.rows(f"""
+            SELECT count(*) - count(DISTINCT edges.node) + count(lowest.node)
+            FROM {edges} AS edges LEFT JOIN lowest ON lowest.node = edges.label
+        """)
+        if num_open:
+            engine.table(f"edges_{number + 1}", (_LARGE_STAR if number % 2 else _SMALL_STAR).format(edges=edges))
+            engine.drop(edges)
+        engine.drop("lowest")
+        if not num_open:
+            return edges
+        number += 1
+
+
+_SMALL_STAR = """
+    SELECT node, label FROM lowest
+    UNION
+    SELECT edges.label AS node, lowest.label
+    FROM {edges} AS edges JOIN lowest ON lowest.node = edges.node WHERE edges.label > lowest.label
+"""
+_LARGE_STAR = """
+    SELECT DISTINCT edges.node, coalesce(lowest.label, edges.label) AS label
+    FROM {edges} AS edges LEFT JOIN lowest ON lowest.node = edges.label
+"""
+
+
+def edges_within(values: NDArray[np.uint64], mask: np.uint64, max_bits: int, depth: int = 0) -> Iterator[Edges]:
     """Yields edges between those distinct hashes that agree under a mask and differ in at most `max_bits` bits.
 
     Each hash is compared with the next one of its group, then with the one after that, and so on: as many steps as the
@@ -230,7 +177,7 @@ def near_duplicates(values: NDArray[np.uint64], mask: np.uint64, max_bits: int, 
     if finer and (large := np.flatnonzero(np.repeat(sizes > _COMPARED_AT_ONCE, sizes))).size:
         left_in_group[large] = 0
         for one in finer:
-            for left, right in near_duplicates(grouped[large], mask | one, max_bits, depth + 1):
+            for left, right in edges_within(grouped[large], mask | one, max_bits, depth + 1):
                 yield order[large[left]], order[large[right]]
     position, step = np.flatnonzero(left_in_group), 1
     while len(position):
@@ -259,8 +206,12 @@ def bands(count: int, bits: int = 2**64 - 1) -> list[np.uint64]:
     return [np.uint64(sum(1 << place for place in places[low:high])) for low, high in pairwise(edges)]
 
 
-def _unite_all(labels: Indices, edges: Iterable[Edges]) -> None:
-    """Joins clusters in place, some edges at a time."""
+def _united(num_nodes: int, edges: Iterable[Edges]) -> Indices:
+    """The first node of each node's component; some edges at a time."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    labels = np.arange(num_nodes)
     waiting: list[Edges] = []
     num_waiting = 0
     for some in chain(edges, [None]):
@@ -268,29 +219,10 @@ def _unite_all(labels: Indices, edges: Iterable[Edges]) -> None:
             waiting.append(some)
             num_waiting += len(some[0])
         if waiting and (some is None or num_waiting > _EDGES_AT_ONCE):
-            left, right = (np.concatenate(side) for side in zip(*waiting, strict=True))
-            _unite(labels, left, right)
+            left, right = (labels[np.concatenate(side)] for side in zip(*waiting, strict=True))
+            graph = coo_array((np.ones(len(left), bool), (left, right)), (num_nodes, num_nodes))
+            components = connected_components(graph, directed=False)[1][labels]
+            _, first, which = np.unique(components, return_index=True, return_inverse=True)
+            labels = first[which]
             waiting, num_waiting = [], 0
-
-
-def _unite(labels: Indices, left: Indices, right: Indices, start: int = 0) -> None:
-    """Joins clusters in place: each root is attached to a smaller one, until no edge connects two clusters.
-
-    Args:
-        labels: of the nodes from `start` on.
-        left: of each edge one node.
-        right: the other one.
-        start: the first node.
-    """
-    while True:
-        ours, theirs = labels[left - start], labels[right - start]
-        open_edges = ours != theirs
-        if not open_edges.any():
-            return
-        left, right, ours, theirs = left[open_edges], right[open_edges], ours[open_edges], theirs[open_edges]
-        np.minimum.at(labels, np.maximum(ours, theirs) - start, np.minimum(ours, theirs))
-        while True:
-            above = labels[labels - start]
-            if np.array_equal(above, labels):
-                break
-            labels[:] = above
+    return labels

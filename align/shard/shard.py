@@ -1,7 +1,7 @@
 """shard: kept pairs -> data/shards/{train,val,test}, one tar sample per image, split by cluster and shuffled by seed.
 
-Which image goes to which shard is decided once for all pairs (`align.shard.assignment`). Then each output shard is a
-task of its own (`align.shard.gather`), for `engine.runner`. A killed run resumes at the shard
+Which image goes to which shard is decided once for all pairs, in SQL (`align.shard.plan`). Then each output shard is a
+task of its own (`align.shard.gather`). `engine.runner` does both. A killed run resumes at the shard
 (`align.shard.work_folder`).
 
 The paper says nothing about this. Decisions of ours: JPEG as the stored form, and the split by cluster. A cluster
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from align.config import Params
@@ -21,18 +22,19 @@ from align.config.shard import ShardConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory, sha256_file, write_text
-from align.durable.pieces import Pieces
-from align.durable.work import CLAIMS, key_of, work_directory
+from align.durable.steps import Work
+from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError
 from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS, Manifest
 from align.formats.verdict import TABLES, require_passed
 from align.project import provenance
+from align.services.engine import open_engine
 from align.services.executors.executors import open_executor
 from align.services.store_work import open_work
-from align.shard.assignment import ShardPlan
 from align.shard.page import shard_page
+from align.shard.plan import ShardPlan
 from align.shard.work_folder import ShardWork, examples, finish, plan_once, tar_locations, write_shards
 
 
@@ -51,7 +53,7 @@ class ShardReport(Report):
 
 def make_report(plan: ShardPlan, manifest: Manifest, decisions: str) -> ShardReport:
     """The numbers of a finished run."""
-    num_images = sum(plan.num_images)
+    num_images = sum(plan.num_images.values())
     metrics: dict[str, float | int] = {
         "shard/num_images": num_images,
         "shard/num_pairs": sum(split.num_pairs for split in manifest.splits.values()),
@@ -95,7 +97,7 @@ def shard(
         config: section `shard`.
         store: where tars go, and where raw ones are that are not in `folders.raw`.
         folders: what is read and written.
-        engine: who makes them.
+        engine: who makes them, and does the SQL.
 
     Raises:
         GateError: the quality gate failed.
@@ -109,10 +111,10 @@ def shard(
     require_passed(folders.quality, decisions, folders.filtered)
     key = _key(config, folders, decisions)
     shared = open_work(store, engine.runner, "shard", key)
-    with work_directory(folders.shards, "shard", key) as folder, open_executor(engine, folder / CLAIMS) as executor:
-        raw = raw_shards(folders.raw)
-        work = ShardWork(Pieces(folder, shared), folders.raw, tar_locations(raw, store), store, config)
-        plan = plan_once(work, executor, folders.filtered)
+    with work_directory(folders.shards, "shard", key) as folder, open_executor(engine, folder / SCRATCH) as executor:
+        tars = tar_locations(raw_shards(folders.raw), store)
+        work = ShardWork(Work(folder, shared), folders.filtered, tars, store, config)
+        plan = plan_once(work, executor, partial(open_engine, engine.for_sql(store), folder / SCRATCH / "engine"))
         write_shards(work, executor, plan)
         samples = examples(work, plan)
         manifest = finish(work, plan)

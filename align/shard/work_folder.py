@@ -1,45 +1,42 @@
-"""The work folder of `align shard`, in which a killed run resumes: index of the raw tars, plan, finished shards.
+"""The work folder of `align shard`, in which a killed run resumes (`align.durable.steps`), and its steps.
 
-    .index/NNNNN.npy   where the images of a raw tar are
-    .plan/             which image goes to which output shard (`align.shard.assignment`)
-    train/NNNNN.tar    output shards, each with its index NNNNN.npy, also in val/ and test/
-    .done/NNNNN.json   the manifest's row of an output shard, written when its tar is complete and stored
-
-Each index file and each output shard is a separate task, which depends on no other task of its kind.
+given/NAME/            a file of data/filtered, for machines that do not see that (`store.work`)
+tables/kept-SHARD/     kept.parquet: the kept pairs of a raw shard (`align.shard.plan`)
+tables/hashes-N/       hashes.parquet: of a row group of images.parquet
+plan/                  which image goes to which output shard
+written/train-NNNNN/   train/NNNNN.tar, unless it is in the object store, its index, and its row of the manifest
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.display.console import track
-from align.durable.files import replaced, write_bytes
-from align.durable.pieces import Piece, Pieces
-from align.durable.processes import in_threads
+from align.durable.files import link
+from align.durable.steps import Step, Work
+from align.formats.filtered import DECISIONS, IMAGES, decision_parts
 from align.formats.raw import RawShard, image_spans
 from align.formats.shards import SPLITS, Manifest, Sample, SplitName
 from align.interfaces.executor import Executor
+from align.interfaces.sql import Engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
-from align.shard.assignment import ShardPlan, make_plan, read_plan, rows_file
-from align.shard.gather import RawTars, gather
-from align.shard.image_spans import span_rows
+from align.shard.gather import gather
+from align.shard.plan import ROWS, ShardPlan, image_hashes, kept_pairs, make_plan, read_plan, read_rows
 from align.shard.writer import join_manifest, write_entry, write_shard
 
-#: Removed at the end.
-_PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
-#: In the plan, once the rows of all shards are where other machines find them.
-_SHARED = "shared"
+_GIVEN, _TABLES, _PLAN, _WRITTEN = "given", "tables", "plan", "written"
+#: An output shard's row of the manifest.
+_ENTRY = "shard.json"
 #: Samples of each split that the page shows.
 _SHOWN = 16
 
@@ -49,95 +46,97 @@ class ShardWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
-        pieces: the work folder, and who shares it.
-        raw: data/raw.
-        tars: path or URI of each raw tar, by its number.
-        store: where tars go, and where raw ones are that are not in `raw`.
+        work: the results of the steps.
+        filtered: data/filtered.
+        tars: path or URI of each raw tar, by its name.
+        store: where tars go, and where raw ones are that are not in data/raw.
         config: section `shard`.
     """
 
-    pieces: Pieces
-    raw: Path
-    tars: Sequence[str]
+    work: Work
+    filtered: Path
+    tars: Mapping[str, str]
     store: StoreConfig
     config: ShardConfig
 
-    def here(self, scratch: Path | None) -> ShardWork:
-        """The same in the folder of this machine. A task begins with this."""
-        return replace(self, pieces=self.pieces.here(scratch))
+    @contextmanager
+    def opened(self, here: Work) -> Iterator[ShardWork]:
+        """The same with the results on the machine of a task."""
+        yield replace(self, work=here)
 
-    @property
-    def folder(self) -> Path:
-        """The work folder."""
-        return self.pieces.folder
+    def give(self, path: Path) -> None:
+        """Gives a file of data/filtered to machines that do not see it."""
+        self.work.make(f"{_GIVEN}/{path.stem}", lambda out: link(path, out / path.name))
 
-    @property
-    def plan_folder(self) -> Path:
-        """The plan; missing until it is made."""
-        return self.folder / _PLAN
+    def given(self, path: Path) -> Path:
+        """A file of data/filtered on this machine."""
+        if self.work.shared is None:
+            return path
+        self.work.fetch([f"{_GIVEN}/{path.stem}"])
+        return self.work.folder / _GIVEN / path.stem / path.name
 
-    def index(self, tar: int) -> Path:
-        """Where the images of a raw tar are; missing until the tar is indexed."""
-        return self.folder / _INDEX / f"{tar:05d}.npy"
+    def samples(self, split: SplitName, number: int) -> Iterator[Sample]:
+        """The samples of an output shard."""
+        files, config = StoreFiles(self.store), self.config
+        with self.work.open(_PLAN, ROWS) as stream:
+            rows = read_rows(stream, split, number, config.images_per_shard)
 
-    def entry(self, number: int) -> Path:
-        """The manifest's row of an output shard; missing until the shard is done."""
-        return self.folder / _DONE / f"{number:05d}.json"
+        def read(tar: str, start: int, num_bytes: int) -> bytes:
+            return files.read(self.tars[tar], start, num_bytes)
 
-    def index_of(self, tar: int) -> Piece:
-        """The index of a raw tar, as a piece."""
-        return Piece(f"index-{tar:05d}", self.index(tar).relative_to(self.folder).as_posix())
-
-    def shard(self, number: int, plan: ShardPlan) -> Piece:
-        """An output shard: its tar, unless that is in the store, its index, and last its entry."""
-        path = plan.path(number)
-        last = self.entry(number).relative_to(self.folder).as_posix()
-        files = (path, f"{path.rpartition('.')[0]}.npy")
-        return Piece(f"{number:05d}", last, lambda: [file for file in files if (self.folder / file).exists()])
-
-    @property
-    def plan(self) -> Piece:
-        """The plan without its rows, as a piece; its last file says that the rows of all shards are shared."""
-        return Piece("plan", f"{_PLAN}/{_SHARED}", lambda: [f"{_PLAN}/plan.json"])
-
-    def rows_of(self, number: int) -> Piece:
-        """The rows of an output shard in the plan, as a piece."""
-        return Piece(f"rows-{number:05d}", f"{_PLAN}/{rows_file(number)}")
+        return gather(rows, read, self.store.num_connections, config.image_px, config.jpeg_quality)
 
 
-def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
+def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], AbstractContextManager[Engine]]) -> ShardPlan:
     """The plan of the work folder, made if it is missing.
+
+    Args:
+        work: the folder.
+        executor: makes the tables of the SQL.
+        open_sql: opens the engine.
 
     Raises:
         DataError: nothing is kept, a split would be empty, or an image of a kept pair is missing.
-        ServiceError: the object store is unavailable.
+        CorruptError: a file of data/filtered is damaged.
+        ServiceError: the object store or the cluster is unavailable.
     """
+    folder = work.work.folder
 
-    def make() -> None:
-        plan = read_plan(work.plan_folder)
-        if plan is None:
-            shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
-            tars = range(len(work.tars))
-            indexes = {work.index_of(tar): tar for tar in tars}
-            work.pieces.fill(executor, partial(_index_tar, work), indexes, "shard: raw tars indexed")
-            spans = (np.load(work.index(tar)) for tar in tars)
-            plan = make_plan(work.plan_folder, filtered, spans, work.raw, work.config)
-        if work.pieces.shared is not None:
-            rows = map(work.rows_of, range(plan.num_shards))
-            here = [one for one in rows if (work.folder / one.last).exists()]
-            for _ in track(
-                in_threads(work.pieces.share, here, work.store.num_connections),
-                what="shard: rows of shards stored",
-                total=len(here),
-            ):
-                pass
-        write_bytes(work.folder / work.plan.last, b"")
+    def make(out: Path) -> None:
+        parts, images = decision_parts(work.filtered), work.filtered / IMAGES
+        if work.work.shared is not None:
+            for path in (*parts, images):
+                work.give(path)
+        tables: dict[str, str | int] = {f"kept-{part.stem}": part.stem for part in parts}
+        num_groups = max(1, pq.read_metadata(images).num_row_groups)  # an engine reads at least one file
+        tables |= {f"hashes-{group}": group for group in range(num_groups)}
+        step = Step(_TABLES, _write_table, "shard: tables of kept pairs and images", resource=work.opened)
+        work.work.run(step, tables, executor)
+        kept, hashes = (folder / _TABLES / "*" / f"{name}.parquet" for name in ("kept", "hashes"))
+        with open_sql() as engine:
+            make_plan(engine, kept, hashes, work.filtered, work.config, out)
 
-    work.pieces.make(work.plan, make)
-    work.pieces.bring([work.plan])
-    plan = read_plan(work.plan_folder)
-    assert plan is not None
-    return plan
+    work.work.make(_PLAN, make)
+    return read_plan(folder / _PLAN)
+
+
+def _write_table(work: ShardWork, out: Path, table: str | int) -> None:
+    """Writes the kept pairs of a raw shard, or the hashes of a row group."""
+    if isinstance(table, int):
+        rows = image_hashes(work.given(work.filtered / IMAGES), table)
+        pq.write_table(rows, out / "hashes.parquet")
+    else:
+        pq.write_table(_kept(work, table), out / "kept.parquet")
+
+
+def _kept(work: ShardWork, name: str) -> pa.Table:
+    """The kept pairs of a raw shard; where its tar has their images, its headers say."""
+    spans: dict[str, tuple[int, int]] = {}
+    if name in work.tars:
+        with StoreFiles(work.store).open(work.tars[name]) as file:
+            spans = {key: (start, size) for key, start, size in image_spans(file, work.tars[name])}
+    part = work.given(work.filtered / DECISIONS / f"{name}.parquet")
+    return kept_pairs(part, name, spans, work.config.seed)
 
 
 def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
@@ -148,84 +147,43 @@ def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
         CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
         ServiceError: the object store is unavailable.
     """
-    shards = {work.shard(number, plan): number for number in range(plan.num_shards)}
-    work.pieces.fill(executor, partial(_write_shard, work), shards, "shard: shards")
+    shards = {f"{split}-{number:05d}": (split, number) for split, number in plan.shards}
+    work.work.run(Step(_WRITTEN, _write_shard, "shard: shards", resource=work.opened), shards, executor)
+
+
+def _write_shard(work: ShardWork, out: Path, shard: tuple[SplitName, int]) -> None:
+    split, number = shard
+    made = write_shard(out, f"{split}/{number:05d}.tar", work.samples(split, number))
+    keep_tar(out / made.path, made.sha256, work.store)
+    write_entry(made, out / _ENTRY)
 
 
 def examples(work: ShardWork, plan: ShardPlan) -> dict[SplitName, list[Sample]]:
     """The first samples of each split that has some; the seed has shuffled them. Raises as `write_shards`."""
-    first: dict[SplitName, int] = {}
-    for number in range(plan.num_shards):
-        first.setdefault(_split_of(plan.path(number)), number)
-    work.pieces.bring([work.rows_of(number) for number in first.values()])
-    tables = {split: plan.rows(number) for split, number in first.items()}
-    return {split: [*_samples(work, rows.filter(pc.less(rows["rank"], _SHOWN)))] for split, rows in tables.items()}
+    splits = [split for split, number in plan.shards if number == 0]
+    return {split: [*islice(work.samples(split, 0), _SHOWN)] for split in splits}
 
 
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
-    """Writes the manifest and removes everything else but the tars and their indexes."""
+    """Puts tars and indexes in their places, writes the manifest, and removes everything else."""
+    folder = work.work.folder
     entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
-    for number in range(plan.num_shards):
-        entries[_split_of(plan.path(number))].append(work.entry(number))
-    manifest = join_manifest(work.folder, work.config.image_px, entries)
-    for file in (work.plan.last, *work.plan.others()):  # first: without them, no part of a plan counts
-        (work.folder / file).unlink(missing_ok=True)
-    for leftover in work.folder.glob("*/.*.part"):
-        leftover.unlink(missing_ok=True)
-    for name in (_INDEX, _PLAN, _DONE):
-        shutil.rmtree(work.folder / name, ignore_errors=True)  # the index may be on another machine
+    for split, number in plan.shards:
+        written = folder / _WRITTEN / f"{split}-{number:05d}"
+        entries[split].append(written / _ENTRY)
+        (folder / split).mkdir(exist_ok=True)
+        for file in (written / split).iterdir():  # none, if a run was killed here
+            os.replace(file, folder / split / file.name)
+    manifest = join_manifest(folder, work.config.image_px, entries)
+    work.work.drop((_GIVEN, _TABLES, _PLAN, _WRITTEN))
     return manifest
 
 
-def _split_of(path: str) -> SplitName:
-    return next(name for name in SPLITS if path.startswith(f"{name}/"))
-
-
-def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> list[str]:
-    """Of every raw tar, by its number. Local tars are opened as files; of the others, images are read by range."""
-    return [
-        str(shard.local_tar())
+def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> dict[str, str]:
+    """Of every raw tar, by its name. Local tars are opened as files; of the others, images are read by range."""
+    return {
+        shard.name: str(shard.local_tar())
         if shard.sha256 is None or shard.tar.is_file() or store.objects is None
         else Objects(store).uri(shard.sha256)
         for shard in shards
-    ]
-
-
-def _index_tar(work: ShardWork, scratch: Path | None, tar: int) -> None:
-    """Indexes a raw tar from its headers, which are read once."""
-    work = work.here(scratch)
-
-    def make() -> None:
-        uri = work.tars[tar]
-        with StoreFiles(work.store).open(uri) as file:
-            rows = span_rows(image_spans(file, uri), tar)
-        work.index(tar).parent.mkdir(exist_ok=True)
-        with replaced(work.index(tar)) as beside, beside.open("wb") as index:
-            np.save(index, rows)
-
-    work.pieces.make(work.index_of(tar), make)
-
-
-def _write_shard(work: ShardWork, scratch: Path | None, number: int) -> None:
-    work = work.here(scratch)
-    work.pieces.bring([work.plan, work.rows_of(number)])
-    plan = read_plan(work.plan_folder)
-    assert plan is not None
-    work.pieces.make(work.shard(number, plan), partial(_make_shard, work, plan, number))
-
-
-def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
-    """Writes an output shard, uploads it if there is a store, and then writes its entry."""
-    shard = write_shard(work.folder, plan.path(number), _samples(work, plan.rows(number)))
-    keep_tar(work.folder / shard.path, shard.sha256, work.store)
-    write_entry(shard, work.entry(number))
-
-
-def _samples(work: ShardWork, rows: pa.Table) -> Iterator[Sample]:
-    """The samples of these rows of a plan."""
-    tars, files = work.tars, StoreFiles(work.store)
-    local_tars = [None if "://" in tar else tar for tar in tars]
-    with RawTars(
-        local_tars, lambda tar, offset, size: files.read(tars[tar], offset, size), work.store.num_connections
-    ) as images:
-        yield from gather(rows, images, work.config.image_px, work.config.jpeg_quality)
+    }

@@ -1,4 +1,4 @@
-"""The filter on a real Spark cluster, a master and two workers on loopback: as with DuckDB, row for row."""
+"""Filter and shard on a real Spark cluster, a master and two workers on loopback: as with DuckDB, row for row."""
 
 import hashlib
 import json
@@ -21,13 +21,18 @@ from align.filter.pair_tables import image_hashes
 from align.filter.tables import CLOSE, SCORED
 from align.filter.work_folder import write_table
 from align.formats.evaluation_sets.named import named_sets
+from align.formats.filtered import decisions_digest
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 from align.interfaces.executor import Task
+from align.services.engine import open_engine
 from align.services.executors.executors import open_executor
+from align.shard import shard as stage
+from tests.support import clusters, small_data, small_shards
 from tests.support.killing import digests
 from tests.support.params import load_params
 from tests.support.reading import ingested
+from tests.support.small_data import Pair, far_apart
 from tests.support.small_filter import evaluation_set, noise
 from tests.support.spark import needs_spark, running_cluster
 from tests.support.tars import tar
@@ -149,6 +154,36 @@ def test_duckdb_and_spark_decide_alike(folder, cluster):
     assert any(row["keep"] for row in rows[0])
     assert digests(duckdb / "filtered") == digests(spark / "filtered")
     assert (duckdb / "report/report.json").read_bytes() == (spark / "report/report.json").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+def test_duckdb_and_spark_plan_shards_alike(cluster, tmp_path):
+    pairs = [
+        *(Pair(f"picture number {number % 40}", number) for number in range(60)),
+        *(Pair("dropped", number, reason="text_too_short") for number in range(60, 70)),
+        *(Pair(f"twin {number}", number, phash=far_apart(number // 2) ^ number % 2) for number in range(100, 160)),
+        *(Pair(f"once more {number}", number) for number in range(0, 60, 3)),
+    ]
+    small_data.write(tmp_path, pairs, pairs_per_shard=37)
+    small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
+    engine = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
+    made = {}
+    for runner in ("local", "spark"):
+        options = engine.model_copy(update={"runner": runner, "spark_master": cluster[0]})
+        stage.shard(small_shards.CONFIG, small_shards.STORE, small_shards.folders(tmp_path, runner), options)
+        made[runner] = digests(tmp_path / runner), digests(tmp_path / "report")
+    assert made["spark"] == made["local"]
+    assert sum(name.endswith(".tar") for name in made["local"][0]) > 4
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+def test_clusters_of_spark_equal_those_of_comparing_all_with_all(cluster, tmp_path, monkeypatch):
+    """With groups that numpy divides."""
+    monkeypatch.setattr("align.shard.clusters._COMPARED_AT_ONCE", 8)
+    pairs, phashes = clusters.alike(1, num_images=300, num_texts=200)
+    config = load_params().section(EngineConfig).model_copy(update={"runner": "spark", "spark_master": cluster[0]})
+    with open_engine(config, tmp_path) as engine:
+        assert clusters.labels(engine, tmp_path, pairs, phashes, 2) == clusters.naive(pairs, phashes, 2)
 
 
 LOCAL = """

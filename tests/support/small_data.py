@@ -42,15 +42,14 @@ def far_apart(index):
 
 
 def write(root, pairs, *, pairs_per_shard=1000, checked_sets=True):
-    """Writes `root/raw` and `root/filtered`; returns both."""
+    """Writes `root/raw` and `root/filtered`; returns both. Each tar has the pictures of its own pairs."""
     raw, filtered = root / "raw", root / "filtered"
     raw.mkdir(parents=True)
     filtered.mkdir(parents=True)
-    owners = {}
     decisions, images = [], {}
     for start in range(0, len(pairs), pairs_per_shard):
         name = f"{start // pairs_per_shard:05d}"
-        rows, members = [], dict[str, bytes]()
+        rows, members, owners = [], dict[str, bytes](), {}
         for index, pair in enumerate(pairs[start : start + pairs_per_shard]):
             key = f"{name}{index:04d}"
             row = _row(key, pair)
@@ -81,8 +80,11 @@ def write(root, pairs, *, pairs_per_shard=1000, checked_sets=True):
 
 
 def write_decisions(filtered, rows):
+    """A file for each raw shard, by which the keys of its pairs begin."""
     (filtered / "decisions").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=DECISIONS_SCHEMA), filtered / "decisions/00000.parquet")
+    for name in sorted({row["key"][:5] for row in rows}):
+        table = pa.Table.from_pylist([row for row in rows if row["key"][:5] == name], schema=DECISIONS_SCHEMA)
+        pq.write_table(table, filtered / f"decisions/{name}.parquet")
 
 
 def write_images(filtered, rows):

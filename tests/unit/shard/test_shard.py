@@ -1,8 +1,10 @@
 import gc
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +16,8 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.shard import buckets
 from align.shard.gather import resize
+from align.shard.plan import image_hashes
 from align.shard.shard import shard
 from align.shard.writer import write_shard
 from tests.support import small_data
@@ -111,9 +113,7 @@ def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path):
     assert "of j•" in page and "jane" not in page
 
 
-def test_few_pairs_in_memory_give_the_same_bytes(tmp_path, monkeypatch, with_small_blocks):
-    """The pairs of one image are in several batches."""
-    monkeypatch.setattr(buckets, "_BUFFER_BYTES", 200)
+def test_small_blocks_give_the_same_bytes(tmp_path, with_small_blocks):
     pairs = [*pairs_in_clusters(), *(Pair(f"text {index} of one", 0) for index in range(40))]
     usual, small = with_small_blocks(lambda name: read_manifest(make_shards(tmp_path, pairs, name=name)))
     assert small == usual
@@ -152,6 +152,7 @@ def test_the_split_of_an_image_survives_new_data(tmp_path):
     ("pairs", "message"),
     [
         ([Pair("a", 0, reason="text_too_short")], "no pair is kept"),
+        ([Pair("a", None, reason="image_missing")], "no pair is kept"),
         ([Pair("a b c", 0)], "split 'val' would be empty: 1 images in 1 clusters"),
     ],
 )
@@ -159,6 +160,12 @@ def test_nothing_to_train_on_is_one_clear_error(tmp_path, pairs, message):
     with pytest.raises(DataError, match=message):
         make_shards(tmp_path, pairs)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_file_without_row_groups_has_no_hashes(tmp_path):
+    with pq.ParquetWriter(tmp_path / "images.parquet", small_data.IMAGES_SCHEMA):
+        pass
+    assert image_hashes(tmp_path / "images.parquet", 0).num_rows == 0
 
 
 def test_a_verdict_on_other_decisions_does_not_count(tmp_path):
@@ -190,21 +197,28 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(tmp_path, monkeypatch):
-    """What is left of the plan's files does not count as a plan."""
-    small_data.write(tmp_path, many_pairs())
-    small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
+@pytest.mark.parametrize("num_moved", [1, 5, 10])
+def test_a_run_that_was_killed_while_it_moved_its_shards_is_finished(tmp_path, monkeypatch, num_moved):
+    expected = read_manifest(make_shards(tmp_path, many_pairs(), name="whole"))
+    replace_file, moved = os.replace, []
 
-    def killed(folder, **_):
-        for path in sorted(folder.glob("*.arrow")):
-            path.unlink()
+    def killed(source, target):
+        replace_file(source, target)
+        moved.extend([source] if "written" in Path(source).parts else [])
+        if len(moved) == num_moved:
+            moved.append(source)
             interrupt()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("align.shard.work_folder.shutil.rmtree", killed)
+        patch.setattr(os, "replace", killed)
         shard(CONFIG, STORE, folders(tmp_path), ENGINE)
-    shard(CONFIG, STORE, folders(tmp_path), ENGINE)
-    assert list(iter_samples(tmp_path / "shards", "train"))
+    with monkeypatch.context() as patch:
+        patch.setattr("align.shard.work_folder.gather", None)  # no shard is made again
+        patch.setattr("align.shard.shard.examples", lambda *_: {})
+        shard(CONFIG, STORE, folders(tmp_path), ENGINE)
+    assert read_manifest(tmp_path / "shards") == expected
+    assert len(list(iter_samples(tmp_path / "shards", "train"))) == expected.splits["train"].num_images
+    assert {path.name for path in (tmp_path / "shards").iterdir() if path.is_dir()} == set(SPLITS)
 
 
 def test_changed_shards_are_found_out(tmp_path):
@@ -279,8 +293,7 @@ def test_the_joined_manifest_is_compact_json_of_all_shards(tmp_path):
     assert whole.digest == digest_of(shard for name in SPLITS for shard in whole.splits[name].shards)
 
 
-def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path):
-    """Decisions in other batches and another order, and every picture in another tar, are the same shards."""
+def test_the_order_of_decisions_does_not_matter(tmp_path):
     pairs = [*many_pairs(), Pair("a second text", 0), Pair("a third text", 0)]
     first = make_shards(tmp_path / "a", pairs)
     small_data.write(tmp_path / "b", pairs)
@@ -332,7 +345,7 @@ def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path):
     with pytest.raises(CorruptError, match=r"00000\.tar: the image 00000\d{4} is damaged"):
         make_shards(tmp_path, [])
     assert not (tmp_path / "shards").exists()
-    assert (tmp_path / ".shards.part/.plan/plan.json").exists()
+    assert {path.name for path in (tmp_path / ".shards.part/plan").iterdir()} == {"plan.json", "rows.parquet"}
     (raw / "00000.tar").write_bytes(whole)
     assert read_manifest(make_shards(tmp_path, [])).splits["train"].num_images > 0
 

@@ -11,6 +11,7 @@ from align.release.registration.shown import all_metrics
 from align.services.tracking.tracker import Tracker
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
+from tests.support.dvc_projects import commit_all
 from tests.support.local_stack import ENDS, PATIENCE_S
 from tests.support.suites import suite
 
@@ -81,6 +82,7 @@ def measurable(stack, tmp_path_factory):
     (stack.root / "infra/suites").mkdir(parents=True)
     entry = {"name": "squares", "path": "squares", "format": "folder", "tasks": ["zero_shot", "knn"]}
     suite(stack.root / "infra/suites", entry).rename(stack.root / SUITE)
+    commit_all(stack.root, "measurable")  # a checkout with changes would refuse the runs of the other tests
     tracker = Tracker(f"sqlite:///{stack.root}/mlflow.db")
     made = tracker.start_run("another experiment", "made")
     packaged = tmp_path_factory.mktemp("packaged")

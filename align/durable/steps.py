@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Generic
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from align.display.console import track
 from align.durable.files import naming, temporary_name
@@ -24,6 +24,8 @@ from align.durable.work import NEW
 from align.errors import DataError
 from align.interfaces.executor import Executor, In, Kept, Task
 from align.interfaces.store import SharedResults
+
+Made = TypeVar("Made")
 
 #: Results that are brought at the same time.
 _NUM_THREADS = 8
@@ -49,28 +51,32 @@ class Work:
             return self
         return Work(scratch / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16], self.shared, is_lent=True)
 
-    def make(self, result: str, fill: Callable[[Path], object]) -> None:
+    def make(self, result: str, fill: Callable[[Path], Made]) -> Made | None:
         """Makes a result such as `measured/00000`, unless it is complete somewhere: `fill` gets a new folder.
+
+        Returns:
+            What `fill` returns; None if it was not called.
 
         Raises:
             CorruptError, DataError, ServiceError: as `SharedResults.publish` and `fetch`.
         """
-        path = self.folder / result
+        path, made = self.folder / result, None
         if not path.is_dir():
             if self.shared is not None and self.shared.has(result):
                 if not self.is_lent:
                     self.fetch([result])
-                return
+                return None
             with self._new(result) as out:
-                fill(out)
+                made = fill(out)
                 if self.shared is not None and self.is_lent:
                     self.shared.publish(result, out)
-                    return
+                    return made
                 _put(out, path)
         if self.shared is not None and not self.shared.publish(result, path):  # another machine's counts
             with self._new(result) as out:
                 path.rename(out / "ours")
             self.fetch([result])
+        return made
 
     def fetch(self, results: Iterable[str]) -> None:
         """Brings complete results to this folder, unless they are here.
@@ -103,20 +109,39 @@ class Work:
             raise DataError(f"{path}: missing; run the stage again")
         return self.shared.open(result, file)
 
-    def run(self, step: Step[Any, In], items: Mapping[str, In], executor: Executor) -> None:
-        """Makes the results of a step, of items by their names, that are complete nowhere; brings all of them here."""
+    def lacking(self, results: Sequence[str]) -> list[str]:
+        """Those that are complete nowhere, with one question to the store."""
         finished = self.shared.finished() if self.shared else frozenset()
-        results = [f"{step.name}/{name}" for name in items]
-        lacking = [
-            item
-            for item, result in zip(items.items(), results, strict=True)
-            if result not in finished and not (self.folder / result).is_dir()
-        ]
-        if lacking:  # otherwise processes would start without work
-            task = Task(partial(_opened, self, step), partial(_make, step), f"{step.what}: {{0[0]}}".format)
-            for _ in track(executor.map(task, lacking), what=step.what, total=len(lacking)):
-                pass
-        self.fetch(results)
+        return [one for one in results if one not in finished and not (self.folder / one).is_dir()]
+
+    def run(
+        self,
+        step: Step[Any, In],
+        items: Mapping[str, In],
+        executor: Executor,
+        tell: Callable[[Any], object] = lambda made: None,
+        lanes: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """Makes the results of a step that are complete nowhere; brings all of them here.
+
+        Args:
+            step: what to make.
+            items: what it is made of, by the names of the results.
+            executor: who does it.
+            tell: gets what `step.make` returned, but None, for each result that is made now.
+            lanes: names, of which a task makes those of one list, one after another; None: each has a task of its own.
+        """
+        lacking = {result.rpartition("/")[2] for result in self.lacking([f"{step.name}/{name}" for name in items])}
+        wanted = [[(name, items[name]) for name in lane if name in lacking] for lane in lanes or zip(items)]
+        tasks = [lane for lane in wanted if lane]
+        if tasks:  # otherwise processes would start without work
+            instead = partial(_leave_out, self, step) if step.instead else None
+            task = Task(partial(_opened, self, step), partial(_make, step), partial(_names, step), instead)
+            for made in track(executor.map(task, tasks), what=step.what, total=len(tasks)):
+                for one in made:
+                    if one is not None:
+                        tell(one)
+        self.fetch([f"{step.name}/{name}" for name in items])
 
     def drop(self, steps: Iterable[str]) -> None:
         """Removes the results of steps that nobody needs any more, each step at once: a part of one counts as whole."""
@@ -147,6 +172,7 @@ class Step(Generic[Kept, In]):
         needs: the results that it reads whole; `{}` in one is the item's name.
         what: words for progress, such as "shard: shards".
         resource: opened by each process before its first item, for `make`; gets the results on its machine.
+        instead: writes the result of an item that kills each process that makes it; None: such an item ends the run.
     """
 
     name: str
@@ -154,6 +180,7 @@ class Step(Generic[Kept, In]):
     what: str
     needs: Sequence[str] = ()
     resource: Callable[[Work], AbstractContextManager[Any]] = nullcontext
+    instead: Callable[[Path, In], object] | None = None
 
 
 @contextmanager
@@ -163,14 +190,25 @@ def _opened(work: Work, step: Step[Kept, Any], scratch: Path | None) -> Iterator
         yield here, kept
 
 
-def _make(step: Step[Kept, In], opened: tuple[Work, Kept], item: tuple[str, In]) -> None:
-    (work, kept), (name, value) = opened, item
+def _make(step: Step[Kept, In], opened: tuple[Work, Kept], lane: Sequence[tuple[str, In]]) -> list[object]:
+    work, kept = opened
 
-    def fill(out: Path) -> None:
+    def fill(name: str, value: In, out: Path) -> object:
         work.fetch(need.format(name) for need in step.needs)
-        step.make(kept, out, value)
+        return step.make(kept, out, value)
 
-    work.make(f"{step.name}/{name}", fill)
+    return [work.make(f"{step.name}/{name}", partial(fill, name, value)) for name, value in lane]
+
+
+def _leave_out(work: Work, step: Step[Any, In], lane: Sequence[tuple[str, In]]) -> list[object]:
+    def fill(value: In, out: Path) -> object:
+        return step.instead(out, value) if step.instead else None
+
+    return [work.make(f"{step.name}/{name}", partial(fill, value)) for name, value in lane]
+
+
+def _names(step: Step[Any, Any], lane: Sequence[tuple[str, Any]]) -> str:
+    return f"{step.what}: {', '.join(name for name, _ in lane)}"
 
 
 def _put(out: Path, path: Path) -> None:

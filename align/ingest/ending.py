@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.display.console import say
@@ -43,12 +42,6 @@ def made_with(config: IngestConfig, download: DownloadConfig, archive: str) -> M
     """The values of an ingest, for the manifest."""
     values = {"ingest": config.model_dump(mode="json"), "download": download.model_dump(mode="json")}
     return MadeWith(archive=archive, code=provenance.digest("align.ingest.examination"), **values)
-
-
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys of either mapping that have another value, or none, in the other one."""
-    keys = one.keys() | other.keys()
-    return sorted(key for key in keys if (key in one, one.get(key)) != (key in other, other.get(key)))
 
 
 #: Reasons, and damaged files, that the last lines name.

@@ -1,216 +1,279 @@
 """A shard of the plan -> a shard of data/raw. Each picture is fetched, examined and stored once.
 
-The bytes come from the source's own files, from the page itself (a data: URI), or from the web. Bytes from the web are
-spooled to disk in the order of their arrival and then written in the order of the plan, so equal responses give equal
-shards. Memory holds one picture, and the outcome of each address of the shard.
+The bytes come from the source's own files, from the page itself (a data: URI), from the data/raw before, or from the
+web. Bytes from the web are spooled to disk in the order of their arrival and then written in the order of the plan, so
+equal responses give equal shards. A redirect is followed to a host that the shard asks anyway; the pairs of another one
+are planned again, as a table in the shard's result. Memory holds one picture, and the outcome of each address.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import pyarrow as pa
+
+from align.config.infrastructure import StoreConfig
 from align.config.ingest import DownloadConfig
+from align.display.console import say
+from align.durable.steps import Work
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS
+from align.formats.raw import RESERVED, SCHEMA, WITHOUT_RIGHTS
 from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED, SUCCESS
+from align.ingest.download import Ask, Downloader, Fetched
 from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
-from align.ingest.partition import PlannedRow, PlannedShard
+from align.ingest.plan import MOVED, PAIRS, PLANNED, Plan, PlannedPairs, PlannedRow
+from align.ingest.scan import bare, host_hash
+from align.ingest.sources import Source
 from align.ingest.spool import Spool
-from align.ingest.writer import RawShardWriter
-from align.pairs.text_cuts import TextCuts
+from align.ingest.writer import RawShardWriter, RowWriter
+from align.interfaces.store import Files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import keep_tar
+from align.web.addresses import Target, target_of
 
-
-@dataclass(frozen=True)
-class Pictures:
-    """How pictures are obtained and processed.
-
-    Attributes:
-        images_from: `archive`, `web` or `archive_then_web`, for pictures that pages name.
-        max_pixels: larger pictures are refused; their header is enough to tell.
-        download: whether larger pictures are shrunk, and whether reservations of pages are obeyed.
-        opted_out: what must no longer be fetched or kept.
-        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
-    """
-
-    images_from: str
-    max_pixels: int
-    download: DownloadConfig
-    opted_out: OptedOut
-    text_cuts: TextCuts | None = None
-
-    def refusal(self, row: PlannedRow) -> PictureOutcome | None:
-        """What a pair gets whose picture must be neither fetched nor kept; None if it may be."""
-        if self.opted_out.matches(row["url"], row["page_url"], row["stated_sha256"]):
-            return _OPTED_OUT
-        if self.download.obey_robots and row["reservation"] is not None:
-            return PictureOutcome(FAILED_TO_DOWNLOAD, f"{RESERVED}: {row['reservation']}")
-        return None
-
-    @property
-    def bounds(self) -> tuple[int, int | None, int]:
-        """By which pictures are examined."""
-        return self.max_pixels, self.download.resize_px, self.download.jpeg_quality
-
-
-class Answer(NamedTuple):
-    """What is known of an address.
-
-    Attributes:
-        url: as it was requested.
-        data: the body, or with `outcome` the picture as it was stored; None after a failure.
-        error: why the request failed: a short code, and details after a colon.
-        retryable: whether the failure may be temporary.
-        outcome: what an earlier ingest found, which nobody has to find again; None: the web has answered.
-    """
-
-    url: str
-    data: bytes | None
-    error: str | None = None
-    retryable: bool = False
-    outcome: PictureOutcome | None = None
-
-
-#: Addresses -> answers, in the order of their arrival.
-FetchUrls = Callable[[Iterable[str]], Iterator[Answer]]
+_PROGRESS_S = 10.0
+_OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, REFUSED)
 
 
 class ShardCounts(NamedTuple):
-    """Of a shard.
-
-    Attributes:
-        num_pairs: all.
-        num_with_picture: for which a picture was stored.
-        num_not_fetched: for which none was asked for.
-    """
+    """Of a shard: its pairs, those with a picture, and those for which nobody was asked."""
 
     num_pairs: int
     num_with_picture: int
     num_not_fetched: int
 
 
-_OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, REFUSED)
-_HOPELESS = PictureOutcome(NOT_FETCHED, HOPELESS)
+@dataclass(frozen=True)
+class Pictures:
+    """How pictures are processed.
 
-
-def write_shard(
-    directory: Path,
-    shard: PlannedShard,
-    pictures: Pictures,
-    *,
-    fetch: FetchUrls,
-    keep_tar: Callable[[Path, str], None],
-) -> ShardCounts:
-    """Writes one shard, or nothing.
-
-    Args:
-        directory: the work folder.
-        shard: its pairs, and access to the bytes that the source has.
-        pictures: how pictures are processed.
-        fetch: gets bytes from the web, and pictures that an earlier ingest got, of any address.
-        keep_tar: takes the finished tar, see `RawShardWriter`.
+    Attributes:
+        max_pixels: larger pictures are refused; their header is enough to tell.
+        download: whether larger pictures are shrunk.
+        opted_out: what must no longer be fetched or kept.
     """
-    failures: dict[str, PictureOutcome] = {}
-    known: dict[str, PictureOutcome] = {}
+
+    max_pixels: int
+    download: DownloadConfig
+    opted_out: OptedOut
+
+    def examined(self, data: bytes | str) -> tuple[PictureOutcome, bytes | None]:
+        """See `examine`."""
+        return examine(data, self.max_pixels, self.download.resize_px, self.download.jpeg_quality)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What tasks need to write the shards of a plan. Can be pickled.
+
+    Attributes:
+        plan: the plan.
+        source: reads the bytes that the source has.
+        pictures: how pictures are processed.
+        store: where tars are, and are put.
+        num_tasks: that ask the web at the same time; they share the bounds of all requests.
+    """
+
+    plan: Plan
+    source: Source
+    pictures: Pictures
+    store: StoreConfig
+    num_tasks: int = 1
+
+    @contextmanager
+    def opened(self, work: Work) -> Iterator[OpenShards]:
+        """The same in a process, with the results on its machine."""
+        with work.open(self.plan.result, PAIRS) as stream, PlannedPairs(stream) as pairs, ExitStack() as stack:
+            web = stack.enter_context(Web(self.pictures, self.num_tasks))
+            yield OpenShards(self, pairs, web, StoreFiles(self.store))
+
+
+@dataclass(frozen=True)
+class OpenShards:
+    """What a process keeps open between shards."""
+
+    of: Shards
+    pairs: PlannedPairs
+    web: Web
+    files: Files
+
+    def bytes_of(self, row: PlannedRow) -> bytes | str:
+        """The picture of a pair that has a file, or why there is none."""
+        try:
+            return self.of.source.read(str(row.file), row.offset) or "bytes cannot be read"
+        except TooLarge as error:
+            return str(error)
+
+
+class Fetching(NamedTuple):
+    """A shard whose pictures the web has: its number, and among how many lanes the bounds of its hosts are divided."""
+
+    shard: int
+    num_parts: int
+
+
+#: Position in the spool, outcome of a failure, or where it was redirected to.
+Answer = int | PictureOutcome | Ask
+
+
+class Web:
+    """Asks the web for one shard after another, and keeps connections and what is known of hosts. A context manager."""
+
+    def __init__(self, pictures: Pictures, num_tasks: int) -> None:
+        self._pictures, self._num_tasks = pictures, num_tasks
+        self._hosts = frozenset[str]()
+        self._num_parts = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Web:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def fetch(self, asks: list[Ask], num_parts: int, spool: Spool) -> dict[str, Answer]:
+        """The answer for each address; what leads to a host that none of them is at is not followed."""
+        if num_parts != self._num_parts:
+            self._open.close()
+            limits = share_of(self._pictures.download, self._num_tasks, num_parts)
+            self._downloader = self._open.enter_context(
+                Downloader(limits, refuse=self._pictures.opted_out.refusal, is_ours=self._is_ours)
+            )
+            self._num_parts = num_parts
+        self._hosts = frozenset(filter(None, (_host_of(ask.target) for ask in asks)))
+        answers: dict[str, Answer] = {}
+        for fetched in _with_progress(self._downloader.fetch(asks)):
+            if fetched.moved is not None:
+                answers[fetched.url] = fetched.moved
+            elif fetched.data is None:
+                answers[fetched.url] = PictureOutcome(FAILED_TO_DOWNLOAD, fetched.error, fetched.retryable)
+            else:
+                answers[fetched.url] = spool.add(fetched.data)
+        return answers
+
+    def _is_ours(self, target: Target) -> bool:
+        return bare(target.host) in self._hosts
+
+
+def write_archived(kept: OpenShards, out: Path, shard: int) -> ShardCounts:
+    """Writes a shard whose pictures the source has."""
+    with Spool(out) as spool:
+        return _write(kept, out, shard, spool, {})
+
+
+def write_fetched(kept: OpenShards, out: Path, item: Fetching) -> ShardCounts:
+    """Writes a shard, for which the web is asked first."""
+    with Spool(out) as spool:
+        answers = kept.web.fetch(list(kept.pairs.asks(item.shard)), item.num_parts, spool)
+        return _write(kept, out, item.shard, spool, answers)
+
+
+def _write(kept: OpenShards, out: Path, shard: int, spool: Spool, answers: Mapping[str, Answer]) -> ShardCounts:
+    plan, opted_out = kept.of.plan, kept.of.pictures.opted_out
+    schema = SCHEMA if plan.has_rights else WITHOUT_RIGHTS
     outcomes: dict[tuple[str, str | None, int | None], PictureOutcome] = {}
     keys: dict[str, str] = {}
-    asked: set[bytes] = set()
     with ExitStack() as stack:
-        spool, bodies = stack.enter_context(Spool(directory)), dict[str, int]()
-
-        def body(url: str) -> bytes | None:
-            return next(spool.read([bodies[url]])) or None if url in bodies else None
-
-        for answer in fetch(addresses(shard.rows(), pictures, asked)):
-            if answer.outcome is not None:
-                known[answer.url] = answer.outcome
-            elif answer.data is None:
-                failures[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
-            if answer.data is not None:
-                bodies[answer.url] = spool.add(answer.data)
-        schema = SCHEMA if shard.has_rights else WITHOUT_RIGHTS
-        writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar, schema))
-        for row in shard.rows():
-            key, url, data = writer.next_key, row["url"], None
-            picture = url, row["file"], row["offset"]  # an archive may have two pictures of one address
-            if (refusal := pictures.refusal(row)) is not None:
-                outcome = refusal
-            elif row["problem"] is not None:
-                outcome = PictureOutcome(row["status"] or FAILED_TO_DOWNLOAD, row["problem"])
-            elif url in failures:
-                outcome = failures[url]
-            elif picture in outcomes:
-                outcome = outcomes[picture]
-            elif _is_for_the_web(row, pictures) and _digest(url) not in asked and url not in known:
-                outcome = outcomes[picture] = _HOPELESS
-            else:
-                if url in known and _is_for_the_web(row, pictures):
-                    outcome, data = known[url], body(url)
-                else:
-                    outcome, data = examine(_bytes(row, body, shard, pictures), *pictures.bounds)
-                if pictures.opted_out.matches(None, None, outcome.sha256):
+        moved = stack.enter_context(RowWriter(out / MOVED, PLANNED))
+        keep = partial(keep_tar, config=kept.of.store)
+        writer = stack.enter_context(RawShardWriter(out, plan.name(shard), plan.position_digits, keep, schema))
+        for row in kept.pairs.rows(shard):
+            answer = answers[row.url] if row.target is not None else None
+            if isinstance(answer, Ask):
+                moved.add(_moved(row, answer))
+                continue
+            picture, data = (row.url, row.file, row.offset), None  # an archive may have two pictures of one address
+            outcome = outcomes.get(picture)
+            if row.problem is not None:
+                outcome = PictureOutcome(row.status or FAILED_TO_DOWNLOAD, row.problem)
+            elif outcome is None:
+                outcome, data = _outcome(kept, row, answer, spool)
+                if opted_out.matches(None, None, outcome.sha256):
                     outcome, data = replace(_OPTED_OUT, sha256=outcome.sha256), None
                 elif outcome.sha256 is not None:
-                    first = keys.setdefault(outcome.sha256, key)
-                    outcome, data = replace(outcome, image_key=first), data if first == key else None
+                    first = keys.setdefault(outcome.sha256, writer.next_key)
+                    outcome, data = replace(outcome, image_key=first), data if first == writer.next_key else None
                 outcomes[picture] = outcome
-            if row["original_width"] is not None and outcome.error_message != REFUSED:
-                outcome = replace(outcome, original_width=row["original_width"], original_height=row["original_height"])
-            writer.add(_raw_row(schema.names, writer.next_key, row, outcome), data)
+            writer.add(_raw_row(schema, writer.next_key, row, outcome), data)
         return ShardCounts(writer.num_rows, writer.statuses[SUCCESS], writer.statuses[NOT_FETCHED])
 
 
-def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
-    """Whether the bytes must be fetched from the web."""
-    if row["problem"] is not None or row["inline"] is not None or pictures.refusal(row) is not None:
-        return False
-    if row["http_status"] is None and row["file"] is not None:
-        return False  # one of the source's own pictures
-    return pictures.images_from == "web" or (pictures.images_from == "archive_then_web" and row["file"] is None)
+def _outcome(
+    kept: OpenShards, row: PlannedRow, answer: int | PictureOutcome | None, spool: Spool
+) -> tuple[PictureOutcome, bytes | None]:
+    """What becomes of the picture of a pair that has no problem, and the bytes to store."""
+    examined = kept.of.pictures.examined
+    if isinstance(answer, PictureOutcome):
+        return answer, None
+    if isinstance(answer, int):
+        return examined(next(spool.read([answer])) or "empty body")
+    if row.inline is not None:
+        return examined(row.inline)
+    if row.num_bytes is None:
+        return examined(kept.bytes_of(row))
+    outcome = PictureOutcome(SUCCESS, width=row.width, height=row.height, sha256=row.sha256)
+    return outcome, kept.files.read(str(row.file), row.offset or 0, row.num_bytes)
 
 
-def addresses(rows: Iterable[PlannedRow], pictures: Pictures, asked: set[bytes]) -> Iterator[str]:
-    """The addresses to fetch, each once, at its first pair whose text can pass. Adds their digests to `asked`."""
-    cuts = pictures.text_cuts
-    for row in rows:
-        if _is_for_the_web(row, pictures):
-            digest = _digest(row["url"])
-            if digest not in asked and (cuts is None or cuts.can_pass(row["text"])):
-                asked.add(digest)
-                yield row["url"]
+def _moved(row: PlannedRow, ask: Ask) -> dict[str, object]:
+    """A pair for the next round."""
+    target = {"target": ask.target, "num_redirects": ask.num_redirects, "host_hash": host_hash(ask.target)}
+    return row._asdict() | target
 
 
-def _digest(url: str) -> bytes:
-    return hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-
-
-def _bytes(
-    row: PlannedRow, body: Callable[[str], bytes | None], shard: PlannedShard, pictures: Pictures
-) -> bytes | str:
-    """The picture's bytes, or why there are none; `body` has those of the web by their address."""
-    if row["inline"] is not None:
-        return bytes(row["inline"])
-    if _is_for_the_web(row, pictures):
-        return body(row["url"]) or "empty body"
-    if row["file"] is not None:
-        try:
-            return shard.read(row["file"], row["offset"]) or "bytes cannot be read"
-        except TooLarge as error:
-            return str(error)
-    status = row["http_status"]
-    return "not in archive" if status is None else f"HTTP {status}"
-
-
-def _raw_row(columns: Iterable[str], key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
+def _raw_row(schema: pa.Schema, key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, object]:
     """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it.
 
     An opted-out or reserved pair has none, as after `align opt_out --purge`.
     """
+    if row.original_width is not None and outcome.error_message != REFUSED:
+        outcome = replace(outcome, original_width=row.original_width, original_height=row.original_height)
     is_refused = (outcome.error_message or "").partition(":")[0] in (REFUSED, RESERVED)
-    values = row | vars(outcome) | {"key": key, "caption": "" if is_refused else row["text"]}
-    return {name: values[name] for name in columns}
+    values = row._asdict() | vars(outcome) | {"key": key, "caption": "" if is_refused else row.text}
+    return {name: values[name] for name in schema.names}
+
+
+def share_of(download: DownloadConfig, num_tasks: int, num_parts: int = 1) -> DownloadConfig:
+    """The bounds of one task.
+
+    Args:
+        download: those of all together.
+        num_tasks: that work at the same time.
+        num_parts: tasks among which the hosts of this one are divided.
+    """
+    rate = download.max_requests_per_host_per_s
+    return download.model_copy(
+        update={
+            "max_connections": max(1, download.max_connections // num_tasks),
+            "max_connections_per_host": max(1, download.max_connections_per_host // num_parts),
+            "max_requests_per_host_per_s": None if rate is None else rate / num_parts,
+        }
+    )
+
+
+def _host_of(address: str) -> str:
+    """The host to ask, without its port; empty if nobody can be asked."""
+    try:
+        return bare(target_of(address).host)
+    except ValueError:
+        return ""
+
+
+def _with_progress(answers: Iterator[Fetched]) -> Iterator[Fetched]:
+    """The web's answers, with a line every ten seconds."""
+    start = last = time.monotonic()
+    count = num_good = 0
+    for answer in answers:
+        count, num_good = count + 1, num_good + (answer.data is not None)
+        yield answer
+        now = time.monotonic()
+        if now - last >= _PROGRESS_S:
+            last = now
+            say(f"ingest: {count:,} addresses, {num_good / count:.1%} fetched, {count / (now - start):,.0f}/s")

@@ -1,11 +1,17 @@
 """ingest: a source of image/text pairs -> data/raw, one row per pair, in img2dataset's layout.
 
-Two steps, and after a kill the next run resumes both: the plan (`align.ingest.partition`: the shard of every pair),
-then the shards (`align.ingest.fetching`). Both are tasks of `engine.runner`: of processes here, or of a cluster. A pair
-without a picture is a row with a status; nothing is left out. A picture from the web is not fetched if no text of it
-can pass the filter (`ingest.skip_hopeless`). `align ingest` again asks for pictures whose failure may be temporary, and
-for those skipped pictures whose text can pass today's rules (`ingest.reuse`); the plan is still there
-(`align.ingest.partition`).
+The order of work, in steps (`align.durable.steps`), so a killed run resumes:
+
+  1. scan      each file of the source is a task: its pairs, and the responses that an archive holds
+  2. before    each shard of the data/raw before is a task: what is known of an address (`ingest.reuse`)
+  3. plan      SQL: the shard of every pair, and where its picture is
+  4. write     each lane of shards is a task: asks the web, and writes; what leads to other hosts is planned again
+  5. publish   the shards, their manifest, and the report
+
+`engine.runner` says who does the tasks: processes here, or a cluster. A pair without a picture is a row with a status;
+nothing is left out. A picture from the web is not fetched if no text of it can pass the filter
+(`ingest.skip_hopeless`). `align ingest` again asks for pictures whose failure may be temporary, and for those skipped
+pictures whose text can pass today's rules; the scan is still there.
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -15,8 +21,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,16 +35,11 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory
-from align.durable.pieces import Pieces
-from align.durable.work import (
-    CLAIMS,
-    key_of,
-    work_directory,
-)
+from align.durable.steps import Work
+from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError
 from align.formats.policy import REFUSED, read_opted_out
-from align.formats.raw import RawShard, kept_plan
-from align.ingest.earlier import earlier_shards
+from align.formats.raw import kept_plan
 from align.ingest.ending import (
     DECIDING_NOTHING,
     DECIDING_VALUES,
@@ -46,13 +48,15 @@ from align.ingest.ending import (
     say_how_to_keep,
     say_result,
 )
-from align.ingest.fetching import Pictures
-from align.ingest.partition import FOLDER, keep_plan, make_plan, planned_shard
+from align.ingest.fetching import Pictures, Shards
+from align.ingest.lanes import publish, write_from_source, write_from_web
+from align.ingest.plan import Plan, Planner
 from align.ingest.report import IngestReport, summarise, write_page
+from align.ingest.scan import Scan, keep_scan
 from align.ingest.sources import open_source, require_seen_by_dvc
+from align.ingest.sources.outcomes import in_words
+from align.ingest.sources.raw_before import Before, shards_before
 from align.ingest.sources.reading import is_local
-from align.ingest.workers import Resources, piece_of, write_shards
-from align.ingest.writer import write_raw_manifest
 from align.interfaces.sql import Engine
 from align.interfaces.store import Files
 from align.pairs.text_cuts import TextCuts
@@ -63,12 +67,26 @@ from align.services.executors.executors import open_executor
 from align.services.files.file_lists import is_list
 from align.services.files.files import StoreFiles
 from align.services.s3.locations import is_s3
-from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.
-_DECIDING = ("align.ingest.partition", "align.ingest.fetching")
+_DECIDING = ("align.ingest.plan", "align.ingest.fetching")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use.
+
+    Attributes:
+        download: bounds of requests to the web; tasks share them.
+        engine: who does the tasks, and bounds of the sort.
+        store: access to s3://, and where tars are kept.
+    """
+
+    download: DownloadConfig
+    engine: EngineConfig
+    store: StoreConfig
 
 
 class Ingested(NamedTuple):
@@ -125,31 +143,50 @@ def ingest(
     values = [(f"{name}.{key}", value) for name in ("ingest", "download") for key, value in getattr(made, name).items()]
     values = [stated for stated in values if stated[0] not in DECIDING_NOTHING]
     key = key_of(provenance.digest(*_DECIDING), values, stamps, entries)
-    kept = kept_plan(raw) / key
-    with work_directory(raw, "ingest", key) as work, open_executor(engine, work / CLAIMS) as executor:
-        before: Sequence[RawShard] = ()
+    kept, store = kept_plan(raw) / key, resources.store
+    with work_directory(raw, "ingest", key) as folder, open_executor(engine, folder / SCRATCH) as executor:
+        shards = ()
         if config.reuse and images_from != "archive":
-            folder = linked(raw, work / CLAIMS / "before") if is_run_by_dvc() else raw
-            before = earlier_shards(folder, made, fetcher(resources.store))
+            shards = shards_before(_before(raw, folder), made, store, DECIDING_NOTHING)
         # a store keeps the shards that were made with a key: not those before which failures are asked for again
-        of_before = key_of(key, [shard.table_sha256 for shard in before]) if before else key
-        pieces = Pieces(work, open_work(resources.store, engine.runner, "ingest", of_before))
-        plan = make_plan(source, pieces, executor, partial(_open_duckdb, engine), opted_out, config, kept)
-        pictures = Pictures(images_from, config.max_image_pixels, download, opted_out, text_cuts)
-        shards = [piece_of(work, name) for name in plan.names]
-        open_shard = partial(planned_shard, plan.position_digits, plan.has_rights, source)
-        write_shards(pieces, executor, plan.names, open_shard, pictures, resources, before)
-        pieces.bring(shards)
-        write_raw_manifest(work, plan.names, made)
-        with _open_duckdb(engine) as sql:
-            report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
-        if REFUSED in report.errors:  # the plan has the texts of these pairs
+        of_before = key_of(key, [shard.table_sha256 for shard in shards]) if shards else key
+        work = Work(folder, open_work(store, engine.runner, "ingest", of_before))
+        scan = Scan(source, opted_out, images_from != "archive" and text_cuts is not None)
+        counts, left_out = scan.run(work, executor, config.max_damaged_share, kept)
+        before = Before(work, store, shards)
+        before.read(executor)
+        open_sql = partial(_open_duckdb, engine)
+        planner = Planner(work, open_sql, config, images_from, download.obey_robots, text_cuts, before)
+        plans = [planner.first()]
+        if not plans[0].num_pairs:
+            found = "; ".join(in_words(counts)) or "they hold nothing"
+            num_files = f"{len(source.files):,} file(s)"
+            raise DataError(f"{source.files[0]}: the {num_files} of this source name no picture: {found}")
+        pictures = Pictures(config.max_image_pixels, download, opted_out)
+        following: Plan | None = plans[0]
+        while following is not None:
+            write = write_from_source if images_from == "archive" else write_from_web
+            write(work, Shards(following, source, pictures, store), executor)
+            following = planner.next(following)
+            plans += [following] if following else []
+        publish(folder, plans, made)
+        with open_sql() as sql:
+            report = summarise(sql, folder, counts, len(source.files), left_out)
+        if REFUSED in report.errors:  # the scan has the texts of these pairs
             shutil.rmtree(kept.parent, ignore_errors=True)
         else:
-            keep_plan(work, kept)
-        shutil.rmtree(work / FOLDER)
+            keep_scan(work, kept, left_out)
+        work.drop(one.name for one in folder.iterdir() if one.is_dir() and one.name != SCRATCH)
     again = StoreFiles(resources.store, download)
     return Ingested(report, [] if _is_as_before(again, archive, dict(zip(watched, found, strict=True))) else [archive])
+
+
+def _before(raw: Path, folder: Path) -> Path:
+    """The data/raw before; DVC removes it before it runs the stage, and has its files."""
+    if not is_run_by_dvc():
+        return raw
+    shutil.rmtree(folder / SCRATCH / "before", ignore_errors=True)  # of a killed run
+    return linked(raw, folder / SCRATCH / "before")
 
 
 def _is_as_before(files: Files, archive: str, stamps: Mapping[str, str]) -> bool:

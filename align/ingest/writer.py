@@ -1,24 +1,18 @@
-"""Writes data/raw: one shard at a time, each complete or not at all, and the manifest last.
-
-A shard is NNNNN.tar, NNNNN_stats.json and NNNNN.parquet, which get their names in this order: a shard that has its
-table is complete. Equal rows and pictures give equal bytes.
-"""
+"""Writes data/raw: shards, each a result of a step, and the manifest last. Equal rows and pictures give equal bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.durable.files import fsync, sha256_file, temporary_name, write_text
+from align.durable.files import fsync, sha256_file, write_text
 from align.errors import DataError
 from align.formats.raw import MANIFEST, WITHOUT_RIGHTS, ListedShard, MadeWith, RawManifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
@@ -28,15 +22,45 @@ from align.formats.tar import TarWriter
 _ROWS_AT_ONCE = 2048
 
 
+class RowWriter:
+    """Writes a table row by row. A context manager. There is no file until `flush`, or the end if there are rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._rows: list[Mapping[str, Any]] = []
+        self._file: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row, with a value for every column."""
+        self._rows.append(row)
+        if len(self._rows) >= _ROWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that are in memory."""
+        self._file = self._file or pq.ParquetWriter(self._path, self._schema, compression="zstd")
+        if self._rows:
+            self._file.write_table(pa.Table.from_pylist(self._rows, self._schema))
+            self._rows = []
+
+    def __exit__(self, *error: object) -> None:
+        if self._rows and error[0] is None:
+            self.flush()
+        if self._file is not None:
+            self._file.close()
+
+
 class RawShardWriter:
-    """Writes one shard. A context manager: it commits when the block succeeds, and writes nothing when it fails.
+    """Writes NNNNN.tar, NNNNN.parquet and NNNNN_stats.json. A context manager; after a failure they are not whole.
 
     Args:
-        directory: the work folder.
+        directory: the folder.
         name: the shard's name, such as `00000`.
         position_digits: of a key, after the name.
-        keep_tar: called with the finished tar and its sha256 before the shard is complete; it may move the tar
-            elsewhere.
+        keep_tar: called with the finished tar and its sha256; it may move the tar elsewhere.
         schema: of the table.
 
     Attributes:
@@ -52,18 +76,16 @@ class RawShardWriter:
         keep_tar: Callable[[Path, str], None],
         schema: pa.Schema = WITHOUT_RIGHTS,
     ) -> None:
-        self._directory, self._name, self._position_digits, self._schema = directory, name, position_digits, schema
+        self._directory, self._name, self._position_digits = directory, name, position_digits
         self._keep_tar = keep_tar
-        self._temporary = {suffix: temporary_name(directory / f"{name}{suffix}") for suffix in (".tar", ".parquet")}
+        self._rows = RowWriter(directory / f"{name}.parquet", schema)
         self.statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
-        self._rows: list[dict[str, Any]] = []
         self.num_rows = 0
 
-    def __enter__(self) -> RawShardWriter:
-        self._file = self._temporary[".tar"].open("wb")
+    def __enter__(self) -> Self:
+        self._file = (self._directory / f"{self._name}.tar").open("wb")
         self._tar = TarWriter(self._file)
-        self._table = pq.ParquetWriter(self._temporary[".parquet"], self._schema, compression="zstd")
         return self
 
     @property
@@ -78,40 +100,27 @@ class RawShardWriter:
             row: a value for every column of the schema; its key is `next_key`.
             image: the bytes to store under it; None for a row without bytes, or whose bytes are stored already.
         """
-        self._rows.append(row)
+        self._rows.add(row)
         self.num_rows += 1
         self.statuses[row["status"]] += 1
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
             key, text, about = row["key"], row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False)
             self._tar.add((f"{key}.jpg", image), (f"{key}.txt", text), (f"{key}.json", about.encode("utf-8")))
-        if len(self._rows) >= _ROWS_AT_ONCE:
-            self._write_rows()
 
-    def _write_rows(self) -> None:
-        if self._rows:
-            self._table.write_table(pa.Table.from_pylist(self._rows, self._schema))
-            self._rows = []
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._rows.flush()
+            self._tar.close()
+        self._rows.__exit__(*error)
+        self._file.close()
+        if error[0] is None:
+            self._finish()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._write_rows()
-                self._tar.close()
-            self._table.close()
-            self._file.close()
-            if kind is None:
-                self._commit()
-        finally:
-            for path in self._temporary.values():
-                path.unlink(missing_ok=True)
-
-    def _commit(self) -> None:
-        for path in self._temporary.values():
-            fsync(path)
-        tar = self._temporary[".tar"]
+    def _finish(self) -> None:
+        tar, table = (self._directory / f"{self._name}{suffix}" for suffix in (".tar", ".parquet"))
+        fsync(tar)
+        fsync(table)
         stats: dict[str, Any] = {
             "count": self.num_rows,
             "successes": self.statuses[SUCCESS],
@@ -121,24 +130,10 @@ class RawShardWriter:
             "status_dict": dict(sorted(self._messages.items())),
             "tar_sha256": sha256_file(tar),
             "tar_bytes": tar.stat().st_size,
-            "table_sha256": sha256_file(self._temporary[".parquet"]),
+            "table_sha256": sha256_file(table),
         }
-        os.replace(tar, self._directory / f"{self._name}.tar")
-        self._keep_tar(self._directory / f"{self._name}.tar", stats["tar_sha256"])
+        self._keep_tar(tar, stats["tar_sha256"])
         write_text(self._directory / f"{self._name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
-        os.replace(self._temporary[".parquet"], self._directory / table_of(self._name))
-        fsync(self._directory)
-
-
-def table_of(name: str) -> str:
-    """The file of a shard that gets its name last."""
-    return f"{name}.parquet"
-
-
-def files_beside_table(directory: Path, name: str) -> list[str]:
-    """The other files of a complete shard; its tar may be in the object store."""
-    tar = f"{name}.tar"
-    return [*([tar] if (directory / tar).exists() else []), f"{name}_stats.json"]
 
 
 def write_raw_manifest(directory: Path, names: list[str], made_with: MadeWith | None = None) -> RawManifest:

@@ -1,15 +1,37 @@
-"""Whether a text alone decides that its pair is dropped, for any picture and any other pairs.
+"""What decides of a text alone that its pair is dropped, for any picture and any other pairs.
 
-The filter asks that of whole tables in SQL: its rules `text_too_short`, `text_too_long` and `text_is_filename`. Ingest
-asks it of one text at a time, since a picture need not be fetched if none of its texts can pass. A test compares the
-two.
+The filter asks that of whole tables: its rules `text_too_short`, `text_too_long` and `text_is_filename`. Ingest asks
+it, too, since a picture need not be fetched if none of its texts can pass. A test compares the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from align.pairs.text import MAX_CHARACTERS, is_filename, normalise, words
+
+
+class TextFacts(NamedTuple):
+    """What these rules look at; the same for any values of theirs.
+
+    Attributes:
+        num_words: words.
+        num_characters: of the normalised text; more than a rule can allow if the text was cut, since white space may
+            hide how much there was.
+        is_filename: whether it is the name of a file.
+    """
+
+    num_words: int
+    num_characters: int
+    is_filename: bool
+
+
+def facts_of(text: str | None) -> TextFacts:
+    """The facts of a text as data/raw has it; None is the empty text."""
+    normal = normalise(text or "")
+    num_characters = MAX_CHARACTERS if len(text or "") >= MAX_CHARACTERS else len(normal)
+    return TextFacts(len(words(normal)), num_characters, is_filename(normal))
 
 
 @dataclass(frozen=True)
@@ -25,12 +47,9 @@ class TextCuts:
     max_characters: int
     drop_filenames: bool
 
-    def can_pass(self, text: str | None) -> bool:
-        """Whether these rules keep a text, given as data/raw has it; None is the empty text."""
-        normal = normalise(text or "")
-        # of a text that was cut, white space may hide how much there was
-        if len(normal) > self.max_characters or len(text or "") >= MAX_CHARACTERS:
-            return False
-        if not self.min_words <= len(words(normal)) <= self.max_words:
-            return False
-        return not (self.drop_filenames and is_filename(normal))
+    @property
+    def condition(self) -> str:
+        """SQL over the columns of TextFacts: whether these rules keep the text."""
+        names = " AND NOT is_filename" if self.drop_filenames else ""
+        words = f"num_words BETWEEN {self.min_words} AND {self.max_words}"
+        return f"({words} AND num_characters <= {self.max_characters}{names})"

@@ -177,15 +177,15 @@ def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path, se
     ) as spark:
         command = ingest(*more, "engine.runner=spark", f"engine.spark_master={spark.url}")
         driver = subprocess.Popen(command, cwd=folder)
-        wait_until(lambda: len(done("scan-")) >= 1, 600, alive=lambda: driver.poll() is None)
+        wait_until(lambda: len(done("scanned/")) >= 1, 600, alive=lambda: driver.poll() is None)
         spark.kill_worker(0)
-        wait_until(lambda: len(done("0")) >= 2, 600, alive=lambda: driver.poll() is None)
+        wait_until(lambda: len(done("written/")) >= 2, 600, alive=lambda: driver.poll() is None)
         driver.kill()
         driver.wait(60)
         before = done()
-        assert len(done("scan-")) == 6 and len(done("0")) < 10, before
+        assert len(done("scanned/")) == 6 and len(done("written/")) < 10, before
         driver = subprocess.Popen(command, cwd=folder)
-        wait_until(lambda: len(done("0")) > len(before) - 7 + 1, 600, alive=lambda: driver.poll() is None)
+        wait_until(lambda: len(done("written/")) > len(before) - 7 + 1, 600, alive=lambda: driver.poll() is None)
         spark.kill_worker(1)
         assert driver.wait(600) == 0
     assert digests(folder / "data/raw") == digests(expected / "data/raw")

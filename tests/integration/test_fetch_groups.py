@@ -7,7 +7,6 @@ from contextlib import closing
 import pytest
 
 from align.cli import main
-from align.ingest import groups
 from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import serve
@@ -25,7 +24,6 @@ def work_of(server):
 
 def test_slurm_without_a_shared_folder(tmp_path, cluster, monkeypatch):
     """And then a table with a row more, of which that row alone is asked for."""
-    monkeypatch.setattr(groups, "_GROUP_BYTES", 600)
     settings = [
         "paths.archive=s3://crawl/table.jsonl", "ingest.source=url_table", "ingest.shard_size=20",
         "download.allow_networks=[127.0.0.0/8]", "store.objects=s3://crawl/tars", "engine.num_workers=2",
@@ -53,8 +51,8 @@ def test_slurm_without_a_shared_folder(tmp_path, cluster, monkeypatch):
         everything = Counter(url.removeprefix("http://") for url in urls)
         everything += Counter(f"{host}:{server.port}/robots.txt" for host in HOSTS)
         assert ingest("here", urls) == ingest("cluster", urls, *on_cluster) == everything
-        assert {key.rpartition("/")[2].partition("-")[0] for key in work_of(s3)} == {
-            "plan.json", "pairs", "scan", "00000.json", "00001.json", "00002.json",
+        assert {key.partition("/done/")[2].partition("/")[0].partition("-")[0] for key in work_of(s3)} == {
+            "scanned", "plan", "written",
         }  # fmt: skip
         assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "here/data/raw")
         new = f"{HOSTS[0]}:{server.port}"

@@ -19,8 +19,7 @@ from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.filter.rules import RULES
 from align.formats.raw import iter_images, raw_shards
-from align.ingest.ingest import ingest
-from align.ingest.workers import Resources
+from align.ingest.ingest import Resources, ingest
 from tests.support import thinned
 from tests.support.params import at, load_params, sets
 from tests.support.reading import ingested, raw_rows, url_table

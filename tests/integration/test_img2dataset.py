@@ -17,8 +17,7 @@ from align.errors import DataError
 from align.filter.filter import FilterFolders, filter_pairs
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
-from align.ingest.ingest import ingest
-from align.ingest.workers import Resources
+from align.ingest.ingest import Resources, ingest
 from align.pairs.urls import canonical_or_as_is
 from tests.support.img2dataset_folder import Options, Row, plain, run_img2dataset, scenario, write_folder
 from tests.support.params import load_params

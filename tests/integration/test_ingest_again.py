@@ -54,7 +54,7 @@ def test_a_killed_second_ingest_is_resumed_and_nothing_is_scanned_again(tmp_path
         assert "10 pairs of the data/raw before" not in capsys.readouterr().err
         recover(server)
         with monkeypatch.context() as killed:
-            killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)
+            killed.setattr("align.ingest.ingest.publish", _interrupt)
             assert main(command(tmp_path)) == 130
         assert "10 pairs of the data/raw before failed in a way that may pass" in capsys.readouterr().err
         asked = [server.count(f"/{number}.png") for number in range(NUM)]
@@ -71,7 +71,7 @@ def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(tmp_path, mon
         assert main(words) == 1  # no pair has a picture
         recover(server)
         with monkeypatch.context() as killed:
-            killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)
+            killed.setattr("align.ingest.ingest.publish", _interrupt)
             assert main(words) == 130
         (tmp_path / "opted_out.txt").write_text(server.url("/0.png") + "\n")
         assert main(["opt_out", *words[1:], "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
@@ -89,7 +89,7 @@ def test_another_source_or_another_value_is_scanned(tmp_path, scans):
             assert main(command(tmp_path, *settings)) == 0
             assert len(scans) == number
             [kept] = [path for path in (tmp_path / ".raw.plan").iterdir() if path.is_dir()]
-            assert {path.name for path in kept.iterdir()} == {"plan.json", "pairs"}
+            assert {path.name for path in kept.iterdir()} == {"000000"}
         with (tmp_path / "table.jsonl").open("a") as table:
             table.write(json.dumps({"url": server.url("/0.png"), "caption": "a new text of it"}) + "\n")
         assert main(command(tmp_path)) == 0

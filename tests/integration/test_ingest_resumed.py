@@ -10,7 +10,7 @@ import pytest
 from align.config.infrastructure import StoreConfig
 from align.config.ingest import DownloadConfig
 from align.errors import DataError
-from align.ingest import groups, workers
+from align.ingest import lanes
 from align.ingest.sources.archives.warc import Warc
 from align.services.files.files import StoreFiles
 from tests.support.params import load_params
@@ -74,7 +74,7 @@ def test_a_larger_share_of_damaged_files_reads_no_file_again(tmp_path, reads, ca
 def test_a_smaller_share_than_that_of_a_finished_plan_ends_the_run(tmp_path, monkeypatch, capsys):
     archive = archives(tmp_path / "archives", "ab", damaged="b")
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "write_shard", _fails)
+        patch.setattr(lanes, "write_archived", _fails)
         ingested(tmp_path, archive, "ingest.max_damaged_share=0.5", code=1)
     assert "the disk is full" in capsys.readouterr().err
     ingested(tmp_path, archive, code=1)
@@ -92,14 +92,13 @@ def test_other_patience_fetches_nothing_again(tmp_path, monkeypatch):
         table = tmp_path / "table.tsv"
         table.write_text("url\tcaption\n" + "".join(f"{server.url(one)}\ta text of it\n" for one in addresses))
         values = ["ingest.source=url_table", "ingest.shard_size=2", "download.obey_robots=false"]
-        monkeypatch.setattr(groups, "_GROUP_BYTES", 150)
-        get, calls = groups._get, itertools.count()
+        write, calls = lanes.write_fetched, itertools.count()
 
         def fails_after_two(*arguments):
-            get(*arguments) if next(calls) < 2 else _fails()
+            return write(*arguments) if next(calls) < 2 else _fails()
 
         with monkeypatch.context() as patch:
-            patch.setattr(groups, "_get", fails_after_two)
+            patch.setattr(lanes, "write_fetched", fails_after_two)
             ingested(tmp_path, table, *values, code=1)
         num_fetched = sum(map(server.count, addresses))
         assert 0 < num_fetched < len(addresses)

@@ -5,7 +5,7 @@ import re
 from functools import partial
 
 from align.cli import main
-from align.ingest import groups
+from align.ingest import fetching
 from align.ingest.download.slow_hosts import SlowHosts
 from align.ingest.ending import commonest, remedy
 from align.web.failure import Failure, of_status
@@ -27,7 +27,7 @@ def test_the_commonest_reasons_are_named_with_what_to_set(tmp_path, capsys, monk
     good, long = answer(picture(300, 250)), answer(b"x" * 5000)
     routes = [good, *[answer(b"", 503)] * 4, *[long] * 3, *[silent] * 2, answer(b"", 404)]
     with WebServer() as server:
-        monkeypatch.setattr(groups, "Downloader", partial(TimelessDownloader, server))
+        monkeypatch.setattr(fetching, "Downloader", partial(TimelessDownloader, server))
         assert main(command(server, tmp_path, routes, "download.max_image_bytes=4000")) == 0
     report = tmp_path / "reports/ingest/report.html"
     assert capsys.readouterr().err.splitlines()[-4:] == [

@@ -11,11 +11,11 @@ from align.durable.files import MARK, mark
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.ingest.groups import share_of
+from align.ingest.fetching import share_of
+from align.ingest.ingest import Resources
 from align.ingest.ingest import ingest as stage
 from align.ingest.report import not_read, write_page
 from align.ingest.sources import open_source
-from align.ingest.workers import Resources
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.deadly import DeadlySource
 from tests.support.params import load_params

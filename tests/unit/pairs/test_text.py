@@ -19,7 +19,7 @@ from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
 from align.pairs.languages import languages
 from align.pairs.text import MAX_CHARACTERS, is_filename, mask_personal_data, normalise, personal_data, words
-from align.pairs.text_cuts import TextCuts
+from align.pairs.text_cuts import TextCuts, facts_of
 from align.services.engine import open_engine
 from tests.support import ROOT
 from tests.support.params import load_params
@@ -176,6 +176,10 @@ def test_one_text_and_whole_tables_agree(cuts, tmp_path):
     with open_engine(load_params().section(EngineConfig).model_copy(update=limits)) as engine:
         engine.view("pairs", tmp_path / "pairs.parquet")
         masks = engine.rows(f"SELECT {rules.mask(config, ON_TEXTS)} FROM pairs ORDER BY row_number")
+        facts = [facts_of(text)._asdict() | {"number": number} for number, text in enumerate(captions)]
+        pq.write_table(pa.Table.from_pylist(facts), tmp_path / "facts.parquet")
+        engine.view("facts", tmp_path / "facts.parquet")
+        passes = engine.rows(f"SELECT {cuts.condition} FROM facts ORDER BY number")
     decided = [mask == 0 for (mask,) in masks]
-    assert [cuts.can_pass(text) for text in captions] == decided
+    assert [can_pass for (can_pass,) in passes] == decided
     assert 0 < sum(decided) < len(decided)

@@ -9,7 +9,7 @@ import pytest
 from align.cli import main
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import image_spans, raw_shards
-from align.ingest import workers
+from align.ingest import lanes
 from tests.support.killing import digests
 from tests.support.reading import URL_TABLE, ingest_words, raw_rows, url_table
 from tests.support.warc_records import picture
@@ -76,15 +76,15 @@ def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path, server):
 def test_a_killed_run_reuses_for_the_shards_that_it_lacks(tmp_path, server, monkeypatch):
     words = command(server, tmp_path, range(12))
     assert main(words) == 0
-    write, calls = workers.write_shard, itertools.count()
+    write, calls = lanes.write_fetched, itertools.count()
 
-    def killed_after_two(*arguments, **named):
+    def killed_after_two(*arguments):
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return write(*arguments, **named)
+        return write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "write_shard", killed_after_two)
+        patch.setattr(lanes, "write_fetched", killed_after_two)
         assert main([*words, "--set", "filter.max_words=9"]) == 130
     asked(server)
     assert main([*words, "--set", "filter.max_words=8"]) == 0  # lists anew what it lacks

@@ -1,0 +1,114 @@
+"""The tasks of `align ingest` that write shards: one for each lane, which asks the web and writes its shards in turn.
+
+All addresses of a host are in one lane, so the bounds of a host hold for any number of machines, and its robots.txt is
+asked for once. A host that is divided has at most as many lanes as it may have connections; they share its bounds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from align.config.ingest import DownloadConfig
+from align.display.console import say
+from align.durable.steps import Step, Work
+from align.errors import DataError
+from align.formats.raw import MadeWith
+from align.ingest.fetching import Fetching, ShardCounts, Shards, write_archived, write_fetched
+from align.ingest.plan import MOVED, WRITTEN, Plan
+from align.ingest.writer import write_raw_manifest
+from align.interfaces.executor import Executor
+
+_WHAT = "ingest: shards"
+
+
+def write_from_source(work: Work, shards: Shards, executor: Executor) -> None:
+    """Writes the shards of a plan whose pictures the source has: each is a task."""
+    plan = shards.plan
+    items = {plan.name(shard): shard for shard in range(plan.first, plan.end)}
+    step = Step(WRITTEN, write_archived, _WHAT, resource=shards.opened)
+    work.run(step, items, executor, _Progress(work, plan).tell)
+
+
+def write_from_web(work: Work, shards: Shards, executor: Executor) -> None:
+    """Writes the shards of a plan whose pictures the web has."""
+    plan = shards.plan
+    lanes = lanes_of(plan, shards.pictures.download, executor.num_at_once)
+    items = {plan.name(shard): Fetching(shard, num_parts) for lane, num_parts in lanes for shard in lane}
+    named = [[plan.name(shard) for shard in lane] for lane, _ in lanes]
+    at_once = replace(shards, num_tasks=min(executor.num_at_once, len(lanes)))
+    step = Step(WRITTEN, write_fetched, _WHAT, resource=at_once.opened)
+    work.run(step, items, executor, _Progress(work, plan).tell, named)
+
+
+def lanes_of(plan: Plan, download: DownloadConfig, num_at_once: int) -> list[tuple[list[int], int]]:
+    """The shards of each task, and among how many tasks its hosts are divided; the longest first.
+
+    Args:
+        plan: the shards.
+        download: the bounds.
+        num_at_once: tasks that run at the same time.
+    """
+    most = min(download.max_connections_per_host, num_at_once)
+    lanes: list[tuple[list[int], int]] = []
+    divided = defaultdict[int, list[list[int]]](list)
+    first = plan.first
+    for size, host in plan.lanes:
+        shards = list(range(first, first + size))
+        first += size
+        if host < 0:
+            lanes.append((shards, 1))
+        else:
+            divided[host].append(shards)
+    for parts in divided.values():
+        num = min(len(parts), most)
+        lanes += [([shard for part in parts[number::num] for shard in part], num) for number in range(num)]
+    return sorted(lanes, key=lambda lane: -len(lane[0]))
+
+
+class _Progress:
+    """Says how far a round is."""
+
+    def __init__(self, work: Work, plan: Plan) -> None:
+        names = [f"{WRITTEN}/{name}" for name in plan.names]
+        self._num_left = len(work.lacking(names))
+        if self._num_left < len(names):
+            say(f"ingest: resuming: {len(names) - self._num_left:,} of {len(names):,} shards exist")
+        self._start, self._num_done = time.monotonic(), 0
+        self._sums = ShardCounts(0, 0, 0)
+
+    def tell(self, counts: ShardCounts) -> None:
+        self._num_done += 1
+        self._sums = ShardCounts(*map(sum, zip(self._sums, counts, strict=True)))
+        num_pairs, num_pictures, num_not_fetched = self._sums
+        skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
+        spent_s = time.monotonic() - self._start
+        left_s = spent_s / self._num_done * (self._num_left - self._num_done)
+        say(
+            f"ingest: {self._num_done:,} of {self._num_left:,} shards, {num_pairs:,} pairs{skipped}, "
+            f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
+            f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
+        )
+
+
+def publish(folder: Path, plans: Sequence[Plan], made: MadeWith) -> None:
+    """Puts the files of all shards where data/raw has them, and writes its manifest.
+
+    Raises:
+        DataError: a pair of the plan is in no shard, or in two.
+    """
+    names = [name for plan in plans for name in plan.names]
+    for name in names:
+        for file in (folder / WRITTEN / name).iterdir():  # none, if a run was killed here
+            if file.name != MOVED:
+                os.replace(file, folder / file.name)
+    num_pairs = sum(shard.num_pairs for shard in write_raw_manifest(folder, names, made).shards)
+    if num_pairs != plans[0].num_pairs:
+        raise DataError(
+            f"{folder}: the shards have {num_pairs:,} pairs, and the source {plans[0].num_pairs:,}: remove this folder "
+            "and run again"
+        )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -37,7 +37,6 @@ from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params, load_params
 from align.config.shard import ShardConfig
 from align.display.console import say
-from align.durable.pieces import Pieces
 from align.durable.steps import Work
 from align.formats.policy import OptedOut
 from align.formats.raw import raw_shards
@@ -45,6 +44,9 @@ from align.interfaces.executor import In, Kept, Out, Task
 from benchmarks.filtering_tables import SHARD_SIZE, synthesise
 from tests.support import ROOT, local_store
 from tests.support.own_process import forget_peak, peak_bytes
+
+if TYPE_CHECKING:
+    from align.ingest.fetching import OpenShards, Shards
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 #: Of pairs with pictures.
@@ -126,54 +128,59 @@ def params() -> Params:
 def plan_ingest(folder: Path, watch: Watch) -> None:
     """A table of addresses for each 10,000 pairs: scanned, sorted into shards, and each shard's rows read."""
     executor = WatchedExecutor(watch)
-    names, pieces, open_shard = _planned(folder, executor)
+    work, shards = _planned(folder, executor)
 
-    def read(_: None, name: str) -> int:
-        return sum(1 for _ in open_shard(pieces, name).rows())
+    def read(opened: OpenShards, shard: int) -> int:
+        return sum(1 for _ in opened.pairs.rows(shard))
 
-    assert sum(executor.map(Task(nullcontext, read), names)) > 0
+    every = range(shards.plan.end)
+    assert sum(executor.map(Task(lambda _: shards.opened(work), read), every)) == shards.plan.num_pairs
 
 
 def fetch_pictures(folder: Path, watch: Watch) -> None:
-    """After the plan: addresses divided by host, answered at once with one picture, and written as shards."""
-    from align.ingest import groups
+    """After the plan: addresses in lanes of hosts, answered at once with one picture, and written as shards."""
+    from align.ingest import fetching
     from align.ingest.download import Ask, Fetched
-    from align.ingest.fetching import Pictures
-    from align.ingest.workers import Resources, write_shards
+    from align.ingest.lanes import write_from_web
 
-    names, pieces, open_shard = _planned(folder, WatchedExecutor(Watch()))
-    values, picture = params(), tiny_picture(0)
+    work, shards = _planned(folder, WatchedExecutor(Watch()))
+    picture = tiny_picture(0)
 
     class Answering(nullcontext[Any]):
         def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__(self)
 
-        def fetch(self, asks: Iterator[Ask]) -> Iterator[Fetched]:
+        def fetch(self, asks: Iterable[Ask]) -> Iterator[Fetched]:
             return (Fetched(ask.url, picture, None, False, 1, 200, "", 0.0) for ask in asks)
 
-    vars(groups)["Downloader"] = Answering  # in a process of its own
-    store = local_store.config(folder, None)
-    resources = Resources(values.section(DownloadConfig), values.section(EngineConfig), store)
+    vars(fetching)["Downloader"] = Answering  # in a process of its own
     watch.start()
-    pictures = Pictures("web", 10**8, resources.download, OptedOut())
-    write_shards(pieces, WatchedExecutor(watch), names, open_shard, pictures, resources)
+    write_from_web(work, shards, WatchedExecutor(watch))
 
 
-def _planned(folder: Path, executor: WatchedExecutor) -> tuple[list[str], Pieces, Any]:
-    """The shards of an ingest of the tables of addresses, and what opens them."""
-    from align.ingest.partition import make_plan, planned_shard
+def _planned(folder: Path, executor: WatchedExecutor) -> tuple[Work, Shards]:
+    """The shards of an ingest of the tables of addresses."""
+    from align.ingest.fetching import Pictures, Shards
+    from align.ingest.plan import Planner
+    from align.ingest.scan import Scan
     from align.ingest.sources import open_source
+    from align.ingest.sources.raw_before import Before
     from align.services.engine import open_engine
     from align.services.files.files import StoreFiles
 
-    values = params()
-    config, engine = values.section(IngestConfig), values.section(EngineConfig)
-    source = open_source(config, str(folder / "tables"), StoreFiles(local_store.config(folder, None)))
-    pieces = Pieces(folder / "ingest")
-    pieces.folder.mkdir()
-    plan = make_plan(source, pieces, executor, lambda: open_engine(engine, folder), OptedOut(), config, folder / "kept")
-
-    return plan.names, pieces, partial(planned_shard, plan.position_digits, plan.has_rights, source)
+    values, store = params(), local_store.config(folder, None)
+    config, engine, download = (
+        values.section(IngestConfig),
+        values.section(EngineConfig),
+        values.section(DownloadConfig),
+    )
+    source = open_source(config, str(folder / "tables"), StoreFiles(store))
+    work = Work(folder / "ingest")
+    work.folder.mkdir()
+    Scan(source, OptedOut(), judges_texts=False).run(work, executor, 0, folder / "kept")
+    open_sql = partial(open_engine, engine, folder)
+    plan = Planner(work, open_sql, config, "web", obeys=True, text_cuts=None, before=Before(work, store)).first()
+    return work, Shards(plan, source, Pictures(10**8, download, OptedOut()), store)
 
 
 def filter_pairs(folder: Path, watch: Watch) -> None:

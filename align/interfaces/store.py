@@ -119,9 +119,3 @@ class SharedResults(Protocol):
 
     def open(self, result: str, file: str) -> BinaryIO:
         """A seekable stream of a file of a complete result, read by ranges. Raises DataError if there is none."""
-
-    def read(self, result: str, file: str, offset: int, size: int) -> bytes:
-        """A range of a file of a complete result; fewer bytes at its end. Raises DataError if there is no such file."""
-
-    def remove(self, result: str) -> None:
-        """Removes a result that nobody needs any more, if it is there."""

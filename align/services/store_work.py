@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
@@ -100,18 +99,11 @@ class StoreWork:
 
     def open(self, result: str, file: str) -> BinaryIO:
         """See `SharedResults`."""
-        return StoreFiles(self.config).open(self._place(result, file))
-
-    def read(self, result: str, file: str, offset: int, size: int) -> bytes:
-        """See `SharedResults`."""
-        return store_client.read_range(self.config, self._place(result, file), offset, size)
-
-    def remove(self, result: str) -> None:
-        """See `SharedResults`."""
         done = self._done(result)
-        store_client.remove(self.config, self._list_of(result))
-        for file in done.files if done else ():
-            store_client.remove(self.config, self._uri(file))
+        for one in done.files if done else ():
+            if one.name == file:
+                return StoreFiles(self.config).open(self._uri(one))
+        raise DataError(f"{self._list_of(result)}: missing, or has no file {file!r}; run the stage again")
 
     def _list_of(self, result: str) -> str:
         return f"{self.location}/done/{result}.json"
@@ -129,12 +121,6 @@ class StoreWork:
             seen.add(file.name)
         return done
 
-    def _place(self, result: str, file: str) -> str:
-        uri = _uris(self, result).get(file)
-        if uri is None:
-            raise DataError(f"{self._list_of(result)}: has no file {file!r}; run the stage again")
-        return uri
-
     def _uri(self, file: _File) -> str:
         return f"{self.location}/objects/{file.sha256}"
 
@@ -144,15 +130,6 @@ class StoreWork:
             stored = store_client.stat(self.config, uri)
             if stored is None or stored.num_bytes != file.num_bytes:
                 raise CorruptError(f"{uri}: not the {file.num_bytes} bytes of {path}; remove the object and run again")
-
-
-@lru_cache(maxsize=20_000)
-def _uris(work: StoreWork, result: str) -> dict[str, str]:
-    """Where the files of a complete result are. It never changes."""
-    done = work._done(result)
-    if done is None:
-        raise DataError(f"{work._list_of(result)}: missing; run the stage again")
-    return {file.name: work._uri(file) for file in done.files}
 
 
 def _is_inside(name: str) -> bool:

@@ -65,6 +65,41 @@ def test_a_step_reads_what_it_needs_or_says_what_is_missing(tmp_path):
         work.open("joined/y", "text")
 
 
+def counted(kept, out, item):
+    written(kept, out, item)
+    return len(item)
+
+
+def test_a_task_makes_the_results_of_its_lane_in_order_and_what_it_returns_is_told(tmp_path):
+    work, told = Work(tmp_path), []
+    items = {"a": "one", "b": "three", "c": "four", "d": "eleven"}
+    work.make("written/b", lambda out: (out / "text").write_text("before"))
+    assert work.lacking(["written/a", "written/b"]) == ["written/a"]
+    work.run(Step("written", counted, "texts"), items, LocalExecutor(2), told.append, [["d", "b", "a"], ["c"]])
+    assert told == [6, 3, 4]
+    found = read(tmp_path)
+    assert {name: found[f"written/{name}/text"] for name in items} == items | {"b": "before"}
+    assert found["written/a/process"] == found["written/d/process"] != str(os.getpid())
+
+
+def dies_of_two(kept, out, item):
+    written(kept, out, item)
+    if item == "two":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left_out(out, item):
+    (out / "text").write_text(f"without {item}")
+
+
+def test_an_item_that_kills_its_processes_gets_another_result_if_the_step_has_one(tmp_path):
+    work, items = Work(tmp_path), {"a": "one", "b": "two", "c": "three"}
+    with pytest.raises(DataError, match="texts: b: the worker process was killed twice"):
+        work.run(Step("written", dies_of_two, "texts"), items, LocalExecutor(2))
+    work.run(Step("written", dies_of_two, "texts", instead=left_out), items, LocalExecutor(2))
+    assert [read(tmp_path)[f"written/{name}/text"] for name in items] == ["one", "without two", "three"]
+
+
 def test_a_failure_leaves_no_result_and_nothing_beside_it(tmp_path):
     def fails(out):
         (out / "half").write_text("half")

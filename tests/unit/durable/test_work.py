@@ -1,9 +1,6 @@
-"""Work folders: one run at a time, other parameters, a kill at the end; and pieces that processes make together."""
+"""Work folders: one run at a time, other parameters, and a kill at the end."""
 
-import multiprocessing
 import signal
-import threading
-import time
 from functools import partial
 from itertools import count
 
@@ -11,23 +8,9 @@ import pytest
 
 import align.durable.files
 from align.durable.files import MARK, replace_directory
-from align.durable.pieces import Piece, Pieces
 from align.durable.work import finish, is_finished, work_directory
-from align.errors import DataError, LockedError
+from align.errors import LockedError
 from tests.support.small_process import killed_at, small_process
-
-SPAWN = multiprocessing.get_context("spawn")
-PLAN = Piece("plan", "plan")
-
-
-def hold(folder, ready):
-    """A process that makes a piece until it is killed."""
-
-    def make():
-        ready.set()
-        time.sleep(60)
-
-    Pieces(folder).make(PLAN, make)
 
 
 def test_a_second_run_is_refused_and_loses_nothing_of_the_first(tmp_path):
@@ -41,25 +24,6 @@ def test_a_second_run_is_refused_and_loses_nothing_of_the_first(tmp_path):
     assert (work / "0").read_text() == "hours of work"
     with work_directory(out, "stage", "two") as work:
         assert not (work / "0").exists()
-
-
-def test_a_piece_is_made_once_and_a_waiter_follows_one_that_was_killed(tmp_path, capsys):
-    ready = SPAWN.Event()
-    holder = SPAWN.Process(target=hold, args=(tmp_path, ready), daemon=True)
-    holder.start()
-    assert ready.wait(60)
-    killer = threading.Timer(0.3, holder.kill)
-    killer.start()
-    assert Pieces(tmp_path).missing([PLAN]) == [PLAN]
-    with pytest.raises(DataError, match="plan: missing; run the stage again"):
-        Pieces(tmp_path).bring([PLAN])
-    assert Pieces(tmp_path).make(PLAN, lambda: (tmp_path / "plan").write_text("whole")) == 5
-    assert capsys.readouterr().err == "waiting for plan, which another process makes\n"
-    holder.join()
-    assert Pieces(tmp_path).make(PLAN, lambda: (tmp_path / "plan").write_text("again")) is None
-    assert (tmp_path / "plan").read_text() == "whole" and capsys.readouterr().err == ""
-    assert Pieces(tmp_path).missing([PLAN]) == []
-    Pieces(tmp_path).bring([PLAN])
 
 
 def test_what_is_finished_is_known_to_the_run_that_resumes_also_after_it_was_put_in_its_place(tmp_path):

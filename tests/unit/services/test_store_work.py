@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import align.services.s3.store
-from align.durable.pieces import Piece, Pieces
 from align.durable.steps import Step, Work
 from align.durable.work import SCRATCH
 from align.errors import CorruptError, DataError, FormatError, ServiceError
@@ -20,7 +19,6 @@ LOCATION = "s3://bucket/work/ingest/key"
 CONFIG = local_store.config(Path(), objects="s3://bucket/tars", work="s3://bucket/work", num_retries=5)
 RESULT = "written/0"
 FILES = ["0.tar", "0_stats.json", "0.parquet"]
-PIECE = Piece("0", FILES[-1], lambda: FILES[:-1])
 
 
 class Client:
@@ -247,52 +245,4 @@ def test_a_machine_of_a_cluster_keeps_only_what_it_reads_and_makes_nothing_that_
     assert made == ["one", "two"]
     assert found(tmp_path / "ours") == {"head/text": "a ", "written/0/text": "a one", "written/1/text": "a two"}
     assert [*found(tmp_path / "machine").values()] == ["a "]
-    work().remove("head")
-    work().remove("head")
-    assert work().finished() == {"written/0", "written/1"}
-
-
-def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(client, tmp_path):
-    pieces = Pieces(tmp_path / "nowhere", work()).here(tmp_path / "machine")
-    assert pieces.folder.parent == tmp_path / "machine" and pieces.here(tmp_path / "machine") == pieces
-    assert pieces.make(PIECE, lambda: write(pieces.folder, "one")) == pieces.folder
-    assert found(pieces.folder) == {}
-    assert pieces.make(PIECE, lambda: write(pieces.folder, "another")) is None
-    assert pieces.missing([PIECE, Piece("1", "1.parquet")]) == [Piece("1", "1.parquet")]
-    pieces.bring([PIECE])
-    assert found(pieces.folder) == {name: f"one {name}" for name in FILES}
-    with pytest.raises(DataError, match=r"1\.parquet: missing; run the stage again"):
-        pieces.bring([Piece("1", "1.parquet")])
-
-
-def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(client, tmp_path):
-    pieces = Pieces(tmp_path / "nowhere", work()).here(tmp_path / "machine")
-    pieces.make(PIECE, lambda: write(pieces.folder, "one"))
-    assert pieces.read("0", "0.tar", 2, 3) == b"e 0"
-    for piece, name in (("0", "1.tar"), ("1", "0.tar")):
-        with pytest.raises(DataError, match="run the stage again"):
-            pieces.read(piece, name, 0, 1)
-    work().remove("0")
-    work().remove("0")
-    assert client.objects == {} and found(pieces.folder) == {}
-
-
-@pytest.mark.parametrize("names", [[], ["0.tar"], ["0.parquet", ".work.json"]])
-def test_a_piece_has_its_last_file_and_none_of_those_that_run_the_folder(client, tmp_path, names):
-    sha256 = hashlib.sha256(b"bytes").hexdigest()
-    client.objects |= done([client.put(name, sha256, b"bytes") for name in names], "0")
-    with pytest.raises(CorruptError, match="0 has other files"):
-        Pieces(tmp_path, work()).bring([PIECE])
-    assert found(tmp_path) == {}
-
-
-def test_a_piece_that_was_overtaken_is_that_of_another_machine(client, tmp_path):
-    def overtaken():
-        other = write(tmp_path / "other", "other")
-        (other / FILES[0]).unlink()  # its tar went elsewhere
-        work().publish("0", other)
-        return write(tmp_path / "one", "one")
-
-    (tmp_path / "one").mkdir()
-    Pieces(tmp_path / "one", work()).make(PIECE, overtaken)
-    assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES[1:]}
+    assert work().finished() == {"head", "written/0", "written/1"}

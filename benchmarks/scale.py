@@ -46,7 +46,7 @@ from tests.support import ROOT, local_store
 from tests.support.own_process import forget_peak, peak_bytes
 
 if TYPE_CHECKING:
-    from align.ingest.fetching import OpenShards, Shards
+    from align.ingest.writing import OpenShards, Shards
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 #: Of pairs with pictures.
@@ -160,11 +160,11 @@ def fetch_pictures(folder: Path, watch: Watch) -> None:
 
 def _planned(folder: Path, executor: WatchedExecutor) -> tuple[Work, Shards]:
     """The shards of an ingest of the tables of addresses."""
-    from align.ingest.fetching import Pictures, Shards
     from align.ingest.plan import Planner
     from align.ingest.scan import Scan
     from align.ingest.sources import open_source
     from align.ingest.sources.raw_before import Before
+    from align.ingest.writing import Shards
     from align.services.engine import open_engine
     from align.services.files.files import StoreFiles
 
@@ -180,7 +180,7 @@ def _planned(folder: Path, executor: WatchedExecutor) -> tuple[Work, Shards]:
     Scan(source, OptedOut(), judges_texts=False).run(work, executor, 0, folder / "kept")
     open_sql = partial(open_engine, engine, folder)
     plan = Planner(work, open_sql, config, "web", obeys=True, text_cuts=None, before=Before(work, store)).first()
-    return work, Shards(plan, source, Pictures(10**8, download, OptedOut()), store)
+    return work, Shards(plan, source, 10**8, download, OptedOut(), store)
 
 
 def filter_pairs(folder: Path, watch: Watch) -> None:

@@ -11,7 +11,7 @@ ask         an address that the web is asked for, and the redirects that have le
 host        has a queue, limits, rules of its robots.txt, and times at which it may be asked (`download`)
 spool       bytes on disk between the order in which they come and that in which they are written (`spool`)
 outcome     what became of a picture: a status, a reason, a size, a sha256 (`examination`)
-moved       pairs whose redirect leads to a host that their shard does not ask: the next round plans them (`fetching`)
+moved       pairs whose redirect leads to a host that their shard does not ask: the next round plans them (`writing`)
 shard       a tar, a table and counts (`writer`); all of them and the manifest are data/raw (`lanes.publish`)
 ending      what the command says, and how its result is kept (`ending`, `report`)
 

@@ -48,7 +48,6 @@ from align.ingest.ending import (
     say_how_to_keep,
     say_result,
 )
-from align.ingest.fetching import Pictures, Shards
 from align.ingest.lanes import publish, write_from_source, write_from_web
 from align.ingest.plan import Plan, Planner
 from align.ingest.report import IngestReport, summarise, write_page
@@ -57,6 +56,7 @@ from align.ingest.sources import open_source, require_seen_by_dvc
 from align.ingest.sources.outcomes import in_words
 from align.ingest.sources.raw_before import Before, shards_before
 from align.ingest.sources.reading import is_local
+from align.ingest.writing import Shards
 from align.interfaces.sql import Engine
 from align.interfaces.store import Files
 from align.pairs.text_cuts import TextCuts
@@ -71,7 +71,7 @@ from align.services.store_work import open_work
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.
-_DECIDING = ("align.ingest.plan", "align.ingest.fetching")
+_DECIDING = ("align.ingest.plan", "align.ingest.writing")
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ def ingest(
             found = "; ".join(in_words(counts)) or "they hold nothing"
             num_files = f"{len(source.files):,} file(s)"
             raise DataError(f"{source.files[0]}: the {num_files} of this source name no picture: {found}")
-        pictures = Pictures(config.max_image_pixels, download, opted_out)
         following: Plan | None = plans[0]
         while following is not None:
             write = write_from_source if images_from == "archive" else write_from_web
-            write(work, Shards(following, source, pictures, store), executor)
+            shards_of = Shards(following, source, config.max_image_pixels, download, opted_out, store)
+            write(work, shards_of, executor)
             following = planner.next(following)
             plans += [following] if following else []
         publish(folder, plans, made)

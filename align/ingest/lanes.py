@@ -10,7 +10,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from align.config.ingest import DownloadConfig
@@ -18,9 +17,10 @@ from align.display.console import say
 from align.durable.steps import Step, Work
 from align.errors import DataError
 from align.formats.raw import MadeWith
-from align.ingest.fetching import Fetching, ShardCounts, Shards, write_archived, write_fetched
+from align.ingest.fetching import Fetching, Web, write_fetched
 from align.ingest.plan import MOVED, WRITTEN, Plan
 from align.ingest.writer import write_raw_manifest
+from align.ingest.writing import ShardCounts, Shards, write_archived
 from align.interfaces.executor import Executor
 
 _WHAT = "ingest: shards"
@@ -37,11 +37,11 @@ def write_from_source(work: Work, shards: Shards, executor: Executor) -> None:
 def write_from_web(work: Work, shards: Shards, executor: Executor) -> None:
     """Writes the shards of a plan whose pictures the web has."""
     plan = shards.plan
-    lanes = lanes_of(plan, shards.pictures.download, executor.num_at_once)
+    lanes = lanes_of(plan, shards.download, executor.num_at_once)
     items = {plan.name(shard): Fetching(shard, num_parts) for lane, num_parts in lanes for shard in lane}
     named = [[plan.name(shard) for shard in lane] for lane, _ in lanes]
-    at_once = replace(shards, num_tasks=min(executor.num_at_once, len(lanes)))
-    step = Step(WRITTEN, write_fetched, _WHAT, resource=at_once.opened)
+    web = Web(shards, min(executor.num_at_once, len(lanes)))
+    step = Step(WRITTEN, write_fetched, _WHAT, resource=web.opened)
     work.run(step, items, executor, _Progress(work, plan).tell, named)
 
 

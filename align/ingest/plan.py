@@ -6,7 +6,7 @@ address gives the shard. So one task can ask all hosts of a lane and write its s
 of them; the pairs of an address are in one shard, in the order of the source. What is in a shard depends on the source
 and `ingest.shard_size` alone, whoever fetches it.
 
-    plan-0-DIGEST/     pairs.parquet (columns of PLANNED), plan.json
+    plan-0-DIGEST/     pairs.parquet (PlannedRow), plan.json
     plan-1/            of pairs that were redirected to hosts which their shards do not ask, by those hosts
 
 DuckDB sorts, on disk where the pairs do not fit in memory.
@@ -32,7 +32,6 @@ from align.durable.work import key_of
 from align.formats.policy import REFUSED
 from align.formats.raw import HOPELESS, RESERVED
 from align.formats.statuses import NOT_FETCHED
-from align.ingest.download import Ask
 from align.ingest.scan import SCANNED
 from align.ingest.sources.raw_before import Before
 from align.interfaces.sql import Engine
@@ -50,7 +49,7 @@ WRITTEN, MOVED = "written", "moved.parquet"
 
 
 class PlannedRow(NamedTuple):
-    """A pair, and where its picture is: a row of PLANNED.
+    """A pair, and where its picture is: a row of the plan.
 
     Attributes:
         shard: its number.
@@ -94,15 +93,6 @@ class PlannedRow(NamedTuple):
     row_number: int
 
 
-_NUMBERS = {
-    "inline": pa.binary(), "shard": pa.int32(), "width": pa.int32(), "height": pa.int32(),
-    "original_width": pa.int32(), "original_height": pa.int32(), "num_redirects": pa.int32(),
-    "file_number": pa.int32(), "url_hash": pa.uint64(), "host_hash": pa.uint64(), "offset": pa.int64(),
-    "num_bytes": pa.int64(), "row_number": pa.int64(),
-}  # fmt: skip
-PLANNED = pa.schema([(name, _NUMBERS.get(name, pa.string())) for name in PlannedRow._fields])
-
-
 @dataclass(frozen=True)
 class Plan:
     """The shards of a round.
@@ -142,7 +132,7 @@ class Plan:
 
 
 class PlannedPairs:
-    """The table of a plan, opened once by each process. A context manager."""
+    """The table of a plan, opened once by each process. A context manager; `schema` has the columns."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -152,7 +142,7 @@ class PlannedPairs:
         known = [
             self._file.metadata.row_group(group).column(0).statistics for group in range(self._file.num_row_groups)
         ]
-        self._spans = [(one.min, one.max) for one in known]
+        self._spans, self.schema = [(one.min, one.max) for one in known], self._file.schema_arrow
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -163,15 +153,14 @@ class PlannedPairs:
         for batch in self._batches(shard, PlannedRow._fields):
             yield from map(PlannedRow._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
-    def asks(self, shard: int) -> Iterator[Ask]:
-        """What the web is asked for, each address once."""
+    def asks(self, shard: int) -> Iterator[tuple[str, str, int]]:
+        """What the web is asked for, each address once: `url`, `target`, `num_redirects`."""
         seen = set[str]()
-        for batch in self._batches(shard, ("shard", *Ask._fields)):
-            _, urls, targets, numbers = (column.to_pylist() for column in batch.columns)
-            for ask in map(Ask, urls, targets, numbers):
-                if ask.target is not None and ask.url not in seen:
-                    seen.add(ask.url)
-                    yield ask
+        for batch in self._batches(shard, ("shard", "url", "target", "num_redirects")):
+            for url, target, num in zip(*(column.to_pylist() for column in batch.columns[1:]), strict=True):
+                if target is not None and url not in seen:
+                    seen.add(url)
+                    yield url, target, num
 
     def _batches(self, shard: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         groups = [group for group, (first, last) in enumerate(self._spans) if first <= shard <= last]

@@ -132,7 +132,7 @@ def test_a_kill_costs_only_the_shard_under_way(tmp_path, monkeypatch, server):
     before = watch.paths.total()
     assert before > 0
     with monkeypatch.context() as killed:
-        killed.setattr("align.ingest.fetching._raw_row", lambda *args: interrupt())
+        killed.setattr("align.ingest.writing._raw_row", lambda *args: interrupt())
         assert main(words) == 130
     lost = watch.paths.total() - before
     with monkeypatch.context() as killed:

@@ -34,7 +34,7 @@ def planned(folder, urls, shard_size):
         found = {shard: list(pairs.rows(shard)) for shard in range(plan.end)}
         for shard, rows in found.items():
             assert {row.shard for row in rows} <= {shard}
-            assert [ask.url for ask in pairs.asks(shard)] == list(dict.fromkeys(row.url for row in rows))
+            assert [url for url, _, _ in pairs.asks(shard)] == list(dict.fromkeys(row.url for row in rows))
     return plan, found
 
 

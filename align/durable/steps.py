@@ -12,7 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -135,7 +135,7 @@ class Work:
         wanted = [[(name, items[name]) for name in lane if name in lacking] for lane in lanes or zip(items)]
         tasks = [lane for lane in wanted if lane]
         if tasks:  # otherwise processes would start without work
-            instead = partial(_leave_out, self, step) if step.instead else None
+            instead = partial(_make, replace(step, make=step.instead), (self, None)) if step.instead else None
             task = Task(partial(_opened, self, step), partial(_make, step), partial(_names, step), instead)
             for made in track(executor.map(task, tasks), what=step.what, total=len(tasks)):
                 for one in made:
@@ -172,7 +172,7 @@ class Step(Generic[Kept, In]):
         needs: the results that it reads whole; `{}` in one is the item's name.
         what: words for progress, such as "shard: shards".
         resource: opened by each process before its first item, for `make`; gets the results on its machine.
-        instead: writes the result of an item that kills each process that makes it; None: such an item ends the run.
+        instead: as `make`, for an item that kills each process that makes it; None: such an item ends the run.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Step(Generic[Kept, In]):
     what: str
     needs: Sequence[str] = ()
     resource: Callable[[Work], AbstractContextManager[Any]] = nullcontext
-    instead: Callable[[Path, In], object] | None = None
+    instead: Callable[[None, Path, In], object] | None = None
 
 
 @contextmanager
@@ -198,13 +198,6 @@ def _make(step: Step[Kept, In], opened: tuple[Work, Kept], lane: Sequence[tuple[
         return step.make(kept, out, value)
 
     return [work.make(f"{step.name}/{name}", partial(fill, name, value)) for name, value in lane]
-
-
-def _leave_out(work: Work, step: Step[Any, In], lane: Sequence[tuple[str, In]]) -> list[object]:
-    def fill(value: In, out: Path) -> object:
-        return step.instead(out, value) if step.instead else None
-
-    return [work.make(f"{step.name}/{name}", partial(fill, value)) for name, value in lane]
 
 
 def _names(step: Step[Any, Any], lane: Sequence[tuple[str, Any]]) -> str:

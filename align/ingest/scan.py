@@ -145,8 +145,9 @@ class Scan:
         return pa.array([self.opted_out.matches(*pair) for pair in pairs], pa.bool_())
 
 
-def _leave_out(out: Path, numbered: tuple[int, str]) -> None:
+def _leave_out(kept: None, out: Path, numbered: tuple[int, str]) -> None:
     """Writes empty tables, and a count."""
+    del kept
     say(
         f"ingest: warning: {numbered[1]}: left out: reading it killed a worker process twice, the second time with "
         "nothing beside it, most likely for its memory"

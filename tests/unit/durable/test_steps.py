@@ -88,7 +88,7 @@ def dies_of_two(kept, out, item):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def left_out(out, item):
+def left_out(kept, out, item):
     (out / "text").write_text(f"without {item}")
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -34,12 +34,12 @@ from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory
+from align.durable.files import replace_directory, write_text
 from align.durable.steps import Work
-from align.durable.work import SCRATCH, key_of, work_directory
+from align.durable.work import SCRATCH, finish, is_finished, key_of, work_directory
 from align.errors import DataError
 from align.formats.policy import REFUSED, read_opted_out
-from align.formats.raw import kept_plan
+from align.formats.raw import RawShard, kept_plan
 from align.ingest.ending import (
     DECIDING_NOTHING,
     DECIDING_VALUES,
@@ -145,38 +145,42 @@ def ingest(
     key = key_of(provenance.digest(*_DECIDING), values, stamps, entries)
     kept, store = kept_plan(raw) / key, resources.store
     with work_directory(raw, "ingest", key) as folder, open_executor(engine, folder / SCRATCH) as executor:
-        shards = ()
-        if config.reuse and images_from != "archive":
-            shards = shards_before(_before(raw, folder), made, store, DECIDING_NOTHING)
-        # a store keeps the shards that were made with a key: not those before which failures are asked for again
-        of_before = key_of(key, [shard.table_sha256 for shard in shards]) if shards else key
-        work = Work(folder, open_work(store, engine.runner, "ingest", of_before))
-        scan = Scan(source, opted_out, images_from != "archive" and text_cuts is not None)
-        counts, left_out = scan.run(work, executor, config.max_damaged_share, kept)
-        before = Before(work, store, shards)
-        before.read(executor)
-        open_sql = partial(_open_duckdb, engine)
-        planner = Planner(work, open_sql, config, images_from, download.obey_robots, text_cuts, before)
-        plans = [planner.first()]
-        if not plans[0].num_pairs:
-            found = "; ".join(in_words(counts)) or "they hold nothing"
-            num_files = f"{len(source.files):,} file(s)"
-            raise DataError(f"{source.files[0]}: the {num_files} of this source name no picture: {found}")
-        following: Plan | None = plans[0]
-        while following is not None:
-            write = write_from_source if images_from == "archive" else write_from_web
-            shards_of = Shards(following, source, config.max_image_pixels, download, opted_out, store)
-            write(work, shards_of, executor)
-            following = planner.next(following)
-            plans += [following] if following else []
-        publish(folder, plans, made)
-        with open_sql() as sql:
-            report = summarise(sql, folder, counts, len(source.files), left_out)
-        if REFUSED in report.errors:  # the scan has the texts of these pairs
-            shutil.rmtree(kept.parent, ignore_errors=True)
-        else:
-            keep_scan(work, kept, left_out)
-        work.drop(one.name for one in folder.iterdir() if one.is_dir() and one.name != SCRATCH)
+        stored = folder / SCRATCH / "report.json"
+        if not is_finished(folder):
+            shards: Sequence[RawShard] = ()
+            if config.reuse and images_from != "archive":
+                shards = shards_before(_before(raw, folder), made, store, DECIDING_NOTHING)
+            # a store keeps the shards that were made with a key: not those before which failures are asked for again
+            of_before = key_of(key, [shard.table_sha256 for shard in shards]) if shards else key
+            work = Work(folder, open_work(store, engine.runner, "ingest", of_before))
+            scan = Scan(source, opted_out, images_from != "archive" and text_cuts is not None)
+            counts, left_out = scan.run(work, executor, config.max_damaged_share, kept)
+            before = Before(work, store, shards)
+            before.read(executor)
+            open_sql = partial(_open_duckdb, engine)
+            planner = Planner(work, open_sql, config, images_from, download.obey_robots, text_cuts, before)
+            plan: Plan | None = planner.first()
+            plans: list[Plan] = []
+            while plan is not None:
+                if not plan.num_pairs:
+                    why = "; ".join(in_words(counts)) or "they hold nothing"
+                    num_files = f"{len(source.files):,} file(s)"
+                    raise DataError(f"{source.files[0]}: the {num_files} of this source name no picture: {why}")
+                plans.append(plan)
+                write = write_from_source if images_from == "archive" else write_from_web
+                write(work, Shards(plan, source, config.max_image_pixels, download, opted_out, store), executor)
+                plan = planner.next(plan)
+            publish(folder, plans, made)
+            with open_sql() as sql:
+                report = summarise(sql, folder, counts, len(source.files), left_out)
+            if REFUSED in report.errors:  # the scan has the texts of these pairs
+                shutil.rmtree(kept.parent, ignore_errors=True)
+            else:
+                keep_scan(work, kept, left_out)
+            write_text(stored, report.model_dump_json())
+            finish(folder, [folder])
+        Work(folder).drop(one.name for one in folder.iterdir() if one.is_dir() and one.name != SCRATCH)
+        report = IngestReport.model_validate_json(stored.read_bytes())
     again = StoreFiles(resources.store, download)
     return Ingested(report, [] if _is_as_before(again, archive, dict(zip(watched, found, strict=True))) else [archive])
 

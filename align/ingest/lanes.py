@@ -10,6 +10,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from align.config.ingest import DownloadConfig
@@ -54,19 +55,15 @@ def lanes_of(plan: Plan, download: DownloadConfig, num_at_once: int) -> list[tup
         num_at_once: tasks that run at the same time.
     """
     most = min(download.max_connections_per_host, num_at_once)
-    lanes: list[tuple[list[int], int]] = []
-    divided = defaultdict[int, list[list[int]]](list)
+    of_host = defaultdict[int, list[range]](list)
     first = plan.first
     for size, host in plan.lanes:
-        shards = list(range(first, first + size))
+        of_host[host].append(range(first, first + size))
         first += size
-        if host < 0:
-            lanes.append((shards, 1))
-        else:
-            divided[host].append(shards)
-    for parts in divided.values():
+    lanes = [([*shards], 1) for shards in of_host.pop(-1, ())]
+    for parts in of_host.values():
         num = min(len(parts), most)
-        lanes += [([shard for part in parts[number::num] for shard in part], num) for number in range(num)]
+        lanes += [([*chain(*parts[number::num])], num) for number in range(num)]
     return sorted(lanes, key=lambda lane: -len(lane[0]))
 
 

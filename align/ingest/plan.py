@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +111,7 @@ class Plan:
     result: str
     num_pairs: int
     first: int
-    lanes: Sequence[tuple[int, int]]
+    lanes: Sequence[Sequence[int]]
     name_digits: int
     position_digits: int
     has_rights: bool
@@ -139,9 +139,8 @@ class PlannedPairs:
 
     def __enter__(self) -> Self:
         self._file = pq.ParquetFile(self._stream, pre_buffer=False)
-        known = [
-            self._file.metadata.row_group(group).column(0).statistics for group in range(self._file.num_row_groups)
-        ]
+        groups = [self._file.metadata.row_group(group) for group in range(self._file.num_row_groups)]
+        known = [group.column(0).statistics for group in groups]
         self._spans, self.schema = [(one.min, one.max) for one in known], self._file.schema_arrow
         return self
 
@@ -232,9 +231,7 @@ class Planner:
         self.work.make(result, fill)
         self.work.fetch([result])
         num, has_rights, longest, lanes = json.loads((self.work.folder / result / _PLAN).read_bytes())
-        return Plan(
-            result, num, first, [(size, host) for size, host in lanes], 5, max(4, len(str(longest - 1))), has_rights
-        )
+        return Plan(result, num, first, lanes, 5, max(4, len(str(longest - 1))), has_rights)
 
     def _join(self, sql: Engine) -> tuple[str, str]:
         """Makes the table of all pairs, with the responses of their archive, and what says which of them are known."""
@@ -322,7 +319,7 @@ def _answers(sql: Engine) -> str:
     return answers
 
 
-def _lay(sql: Engine, pairs: str, shard_size: int) -> list[tuple[int, int]]:
+def _lay(sql: Engine, pairs: str, shard_size: int) -> list[tuple[Any, ...]]:
     """Makes the tables `placed`, of hosts, and `lanes`; returns the shards of each lane, see `Plan`."""
     sql.table("hosts", f"SELECT host_hash, count(*) AS num FROM ({pairs}) AS pairs GROUP BY host_hash")
     [(num_pairs,)] = sql.rows("SELECT CAST(coalesce(sum(num), 0) AS BIGINT) FROM hosts")
@@ -349,7 +346,7 @@ def _lay(sql: Engine, pairs: str, shard_size: int) -> list[tuple[int, int]]:
             ) GROUP BY lane
         )
     """)  # fmt: skip
-    return [(size, host) for size, host in sql.rows("SELECT size, host FROM lanes ORDER BY lane")]
+    return sql.rows("SELECT size, host FROM lanes ORDER BY lane")
 
 
 def _in_order(pairs: str, first: int) -> str:

@@ -41,7 +41,8 @@ from align.web.addresses import MAX_REDIRECTS
 OpenSql = Callable[[], AbstractContextManager[Engine]]
 #: A lane holds so many shards at most, and all pairs are in so many lanes at least, if there are as many shards.
 _SHARDS_A_LANE, _NUM_LANES = 16, 64
-_ROWS_AT_ONCE = 1024
+#: Rows of a row group: about a shard, since a task reads those of its shard.
+_ROWS_AT_ONCE, _GROUP_ROWS = 1024, 10_240
 _HTTP_OK = 200
 PAIRS, _PLAN = "pairs.parquet", "plan.json"
 #: The step that writes shards, and in its result the pairs that the next round plans.
@@ -222,7 +223,7 @@ class Planner:
             with self.open_sql() as sql:
                 hashes, rows = pairs(sql)
                 lanes = _lay(sql, hashes, self.config.shard_size)
-                sql.write(_in_order(rows, first), out / PAIRS)
+                sql.write(_in_order(rows, first), out / PAIRS, group_rows=_GROUP_ROWS)
                 sql.view("planned", out / PAIRS)
                 [(num, num_rights)] = sql.rows("SELECT count(*), count(licence) + count(reservation) FROM planned")
                 [(longest,)] = sql.rows("SELECT max(num) FROM (SELECT count(*) AS num FROM planned GROUP BY shard)")

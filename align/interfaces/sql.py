@@ -9,7 +9,7 @@ from typing import Any, Protocol
 #: Runs a query and returns its result, which must be small.
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
-#: Rows per row group in every parquet file that an engine writes.
+#: Rows per row group in parquet files that an engine writes, unless it is told another number.
 ROWS_AT_ONCE = 100_000
 
 
@@ -44,13 +44,14 @@ class Engine(Protocol):
         """A query's result in memory, which must be small."""
         ...
 
-    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
+    def write(self, query: str, path: Path, compression: str = "zstd", group_rows: int = ROWS_AT_ONCE) -> None:
         """Writes a query's result as one parquet file, complete or not at all; in order where it has an ORDER BY.
 
         Args:
             query: its result is written.
             path: the file.
             compression: by its name in parquet; `none` for files that are soon read and removed.
+            group_rows: rows per row group, about; fewer where tasks read few rows each.
         """
         ...
 

@@ -95,11 +95,11 @@ class DuckDbEngine:
         """See `Engine`."""
         return self._execute(query).fetchall()
 
-    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
+    def write(self, query: str, path: Path, compression: str = "zstd", group_rows: int = ROWS_AT_ONCE) -> None:
         """See `Engine`."""
         # zstd's first level: the next two take a fifth more time, and the file is no smaller
         codec = {"none": "uncompressed", "zstd": "zstd, COMPRESSION_LEVEL 1"}.get(compression, compression)
-        options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROWS_AT_ONCE}"
+        options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {group_rows}"
         with replaced(path, on_disk=False) as beside:
             self._execute(f"COPY ({query}) TO {_quoted(beside)} ({options})")
 

@@ -70,14 +70,14 @@ class SparkEngine:
         with clear_errors():
             return [tuple(row) for row in self._session.sql(query).collect()]
 
-    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
+    def write(self, query: str, path: Path, compression: str = "zstd", group_rows: int = ROWS_AT_ONCE) -> None:
         """See `Engine`."""
         folder = self.scratch / "result"
         with clear_errors():
             self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
         try:
             with replaced(path, on_disk=False) as beside:
-                _join(sorted(folder.glob("part-*.parquet")), beside, compression)
+                _join(sorted(folder.glob("part-*.parquet")), beside, compression, group_rows)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -86,7 +86,7 @@ class SparkEngine:
         return f"explode({array})"
 
 
-def _join(parts: list[Path], path: Path, compression: str) -> None:
+def _join(parts: list[Path], path: Path, compression: str, group_rows: int) -> None:
     """Writes the rows of some parquet files, in their order, as one."""
     schema = pq.read_schema(parts[0])
     for index, field in enumerate(schema):
@@ -96,8 +96,8 @@ def _join(parts: list[Path], path: Path, compression: str) -> None:
     with pq.ParquetWriter(path, schema, compression=compression) as writer:
         for part in parts:
             with pq.ParquetFile(part, pre_buffer=False) as file:  # otherwise pyarrow keeps what it has read
-                for batch in file.iter_batches(ROWS_AT_ONCE):
-                    writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=ROWS_AT_ONCE)
+                for batch in file.iter_batches(group_rows):
+                    writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=group_rows)
 
 
 #: The session of this process, and how many blocks use it.

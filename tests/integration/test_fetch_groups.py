@@ -1,4 +1,4 @@
-"""Machines of a cluster that share no disk ask the web by host, and write shards from each other's answers."""
+"""Machines of a cluster that share no disk ask the web by host, and follow redirects to each other's in a round."""
 
 import json
 from collections import Counter
@@ -7,11 +7,12 @@ from contextlib import closing
 import pytest
 
 from align.cli import main
+from align.formats.raw import raw_shards
 from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import serve
 from tests.support.warc_records import picture
-from tests.support.web_server import WebServer
+from tests.support.web_server import WebServer, redirect
 from tests.support.web_server import response as answer
 
 pytestmark = pytest.mark.cluster
@@ -23,7 +24,7 @@ def work_of(server):
 
 
 def test_slurm_without_a_shared_folder(tmp_path, cluster, monkeypatch):
-    """And then a table with a row more, of which that row alone is asked for."""
+    """And then a table with a row more, of which that row alone is asked for; and one with a redirect elsewhere."""
     settings = [
         "paths.archive=s3://crawl/table.jsonl", "ingest.source=url_table", "ingest.shard_size=20",
         "download.allow_networks=[127.0.0.0/8]", "store.objects=s3://crawl/tars", "engine.num_workers=2",
@@ -34,6 +35,7 @@ def test_slurm_without_a_shared_folder(tmp_path, cluster, monkeypatch):
         s3.use(monkeypatch)
         s3.make_bucket("crawl")
         server.fallback = lambda request: answer(b"" if request.path == "/robots.txt" else picture(300, 250))
+        server.routes["/moved.png"] = redirect(server.url("/there.png", HOSTS[-1]))
         urls = [server.url(f"/{number}.png", host) for number in range(12) for host in HOSTS]
 
         def ingest(name, urls, *more):
@@ -59,4 +61,9 @@ def test_slurm_without_a_shared_folder(tmp_path, cluster, monkeypatch):
         asked = ingest("cluster", [*urls, f"http://{new}/new.png"], *on_cluster)
         assert asked == Counter([f"{new}/robots.txt", f"{new}/new.png"])
         ingest("fresh", [*urls, f"http://{new}/new.png"])
+        moved = [f"http://{new}/moved.png", *urls[:4]]
+        asked = ingest("alone", moved)
+        assert asked == ingest("moved", moved, *on_cluster)
+        assert asked[f"{HOSTS[-1]}:{server.port}/there.png"] == 1 and len(raw_shards(tmp_path / "moved/data/raw")) > 1
+    assert digests(tmp_path / "moved/data/raw") == digests(tmp_path / "alone/data/raw")
     assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "fresh/data/raw")

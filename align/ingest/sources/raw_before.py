@@ -66,7 +66,7 @@ class Before:
         step = Step(self.result, self._list, "ingest: shards before")
         near = executor if self.work.shared is None else LocalExecutor()
         self.work.run(step, {shard.name: shard for shard in self.shards}, near, tell)
-        if self.shards:
+        if any(numbers):  # not where a killed run has read them
             num_known, num_retryable = numbers
             say(f"ingest: {num_known:,} addresses are known from the data/raw before, and not asked for (ingest.reuse)")
             say(

@@ -122,9 +122,9 @@ class RawManifest(StoredModel):
     shards: tuple[ListedShard, ...]
 
 
-def kept_plan(raw: Path) -> Path:
-    """The folder beside a data/raw for the plan of its ingest, which has the addresses and texts of all pairs."""
-    return raw.with_name(f".{raw.name}.plan")
+def kept_scan(raw: Path) -> Path:
+    """The folder beside a data/raw for the scan of its ingest, which has the addresses and texts of all pairs."""
+    return raw.with_name(f".{raw.name}.scan")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from align.durable.steps import Work
 from align.durable.work import SCRATCH, finish, is_finished, key_of, work_directory
 from align.errors import DataError
 from align.formats.policy import REFUSED, read_opted_out
-from align.formats.raw import RawShard, kept_plan
+from align.formats.raw import RawShard, kept_scan
 from align.ingest.ending import (
     DECIDING_NOTHING,
     DECIDING_VALUES,
@@ -143,7 +143,7 @@ def ingest(
     values = [(f"{name}.{key}", value) for name in ("ingest", "download") for key, value in getattr(made, name).items()]
     values = [stated for stated in values if stated[0] not in DECIDING_NOTHING]
     key = key_of(provenance.digest(*_DECIDING), values, stamps, entries)
-    kept, store = kept_plan(raw) / key, resources.store
+    kept, store = kept_scan(raw) / key, resources.store
     with work_directory(raw, "ingest", key) as folder, open_executor(engine, folder / SCRATCH) as executor:
         stored = folder / SCRATCH / "report.json"
         if not is_finished(folder):

@@ -76,7 +76,7 @@ def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(tmp_path, mon
         (tmp_path / "opted_out.txt").write_text(server.url("/0.png") + "\n")
         assert main(["opt_out", *words[1:], "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
         assert main(words) == 0
-    assert not (tmp_path / ".raw.plan").exists()  # it would have the text
+    assert not (tmp_path / ".raw.scan").exists()  # it would have the text
     found = {row["caption"]: row["status"] for row in raw_rows(tmp_path / "raw")}
     assert found == {"": "failed_to_download"} | {f"a good text number {n}": "success" for n in range(1, NUM)}
 
@@ -88,7 +88,7 @@ def test_another_source_or_another_value_is_scanned(tmp_path, scans):
         for number, settings in enumerate(((), ("ingest.shard_size=7",), ()), start=1):
             assert main(command(tmp_path, *settings)) == 0
             assert len(scans) == number
-            [kept] = [path for path in (tmp_path / ".raw.plan").iterdir() if path.is_dir()]
+            [kept] = [path for path in (tmp_path / ".raw.scan").iterdir() if path.is_dir()]
             assert {path.name for path in kept.iterdir()} == {"000000"}
         with (tmp_path / "table.jsonl").open("a") as table:
             table.write(json.dumps({"url": server.url("/0.png"), "caption": "a new text of it"}) + "\n")

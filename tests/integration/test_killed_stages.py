@@ -105,7 +105,7 @@ def test_killed_ingest_resumes_to_the_same_bytes(tmp_path):
     assert digests(killed / "data/raw") == expected
     assert digests(killed / "reports/ingest") == digests(whole / "reports/ingest")
     left = sorted(path.name for path in (killed / "data").iterdir())
-    assert left == [".raw.lock", ".raw.plan", "raw"]
+    assert left == [".raw.lock", ".raw.scan", "raw"]
 
 
 def test_two_runs_at_once_are_refused(tmp_path, monkeypatch, capsys):

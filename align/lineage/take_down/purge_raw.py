@@ -24,7 +24,7 @@ from align.durable.files import link, sha256_file, write_text
 from align.durable.work import key_of, work_directory
 from align.errors import DataError
 from align.formats.policy import OptedOut
-from align.formats.raw import MANIFEST, kept_plan, read_raw_manifest
+from align.formats.raw import MANIFEST, kept_scan, read_raw_manifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.stored_tars import stored_tars
 from align.formats.tar import BLOCK, header, padding
@@ -57,7 +57,7 @@ def purge_raw(
 ) -> list[str]:
     """Rewrites the shards with opted-out pairs without their pictures; all new shards appear at once, or none.
 
-    The plan of the ingest goes, since it has all texts.
+    The scan of the ingest goes, since it has all texts.
 
     Args:
         raw: data/raw; files that do not change are linked into the new folder, not copied.
@@ -96,7 +96,7 @@ def purge_raw(
             (part / MANIFEST).unlink()
             names = [tar.removesuffix(".tar") for tar in stored_tars(raw)]
             write_raw_manifest(part, names, manifest.made_with)
-        shutil.rmtree(kept_plan(raw), ignore_errors=True)
+        shutil.rmtree(kept_scan(raw), ignore_errors=True)
     return sorted(stale)
 
 

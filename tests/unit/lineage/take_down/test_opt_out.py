@@ -15,7 +15,7 @@ from align.cli import main
 from align.config.infrastructure import StoreConfig
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
-from align.formats.raw import iter_images, kept_plan, raw_shards, read_table
+from align.formats.raw import iter_images, kept_scan, raw_shards, read_table
 from align.formats.stored_tars import stored_tars
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.take_down.purge_plan import opted_out_pairs
@@ -95,9 +95,9 @@ def test_what_is_affected(raw):
 def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw):
     before = contents(raw)
     opted_out = policy(("image_id", SHA_B), ("url", "https://x.org/"))
-    kept_plan(raw).mkdir()  # it has the texts
+    kept_scan(raw).mkdir()  # it has the texts
     assert purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out)) == ["00001"]
-    assert not kept_plan(raw).exists()
+    assert not kept_scan(raw).exists()
     after = contents(raw)
     assert {name for name in before if before[name] != after[name]} == {
         "00001.tar", "00001.parquet", "00001_stats.json", "manifest.json",

@@ -153,7 +153,7 @@ def ingest(
             # a store keeps the shards that were made with a key: not those before which failures are asked for again
             of_before = key_of(key, [shard.table_sha256 for shard in shards]) if shards else key
             work = Work(folder, open_work(store, engine.runner, "ingest", of_before))
-            scan = Scan(source, opted_out, images_from != "archive" and text_cuts is not None)
+            scan = Scan(source, opted_out, images_from != "archive")
             counts, left_out = scan.run(work, executor, config.max_damaged_share, kept)
             before = Before(work, store, shards)
             before.read(executor)

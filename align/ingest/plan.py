@@ -248,17 +248,18 @@ class Planner:
                 )
             )"""
         is_stored = f"answer.status = {_HTTP_OK}" if self.images_from != "web" else "FALSE"
+        reservation = "coalesce(chosen.reservation, answer.reservation)"
         # not sorted at once: reading the files meanwhile needs half as much memory again
         sql.table("joined", f"""
             SELECT *, {self.images_from != "archive"} AND coalesce(problem, file) IS NULL AND inline IS NULL AS asks
             FROM (
-                SELECT chosen.url, text, text_source, page_url, licence,
-                       coalesce(chosen.reservation, answer.reservation) AS reservation,
+                SELECT chosen.url, text, text_source, page_url, licence, {reservation} AS reservation,
                        CASE WHEN chosen.opted_out THEN '{REFUSED}'
-                            WHEN {self.obeys} AND coalesce(chosen.reservation, answer.reservation) IS NOT NULL
-                            THEN '{RESERVED}: ' || coalesce(chosen.reservation, answer.reservation)
+                            WHEN {self.obeys} AND {reservation} IS NOT NULL THEN '{RESERVED}: ' || {reservation}
                             WHEN answer.opted_out THEN '{REFUSED}' ELSE problem END AS problem,
-                       chosen.status, inline, answer.status AS http_status,
+                       CASE WHEN chosen.opted_out OR ({self.obeys} AND {reservation} IS NOT NULL) THEN NULL
+                            ELSE chosen.status END AS status,
+                       inline, answer.status AS http_status,
                        coalesce(chosen.file, CASE WHEN {is_stored} THEN answer.file END) AS file,
                        coalesce(chosen."offset", CASE WHEN {is_stored} THEN answer."offset" END) AS "offset",
                        original_width, original_height, url_hash, host_hash, file_number, row_number,

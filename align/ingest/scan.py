@@ -62,7 +62,7 @@ class Scan:
     Attributes:
         source: reads them.
         opted_out: asked for each pair, and at each hop of redirects within an archive.
-        judges_texts: whether texts decide what is fetched, so that their facts are needed.
+        judges_texts: whether texts may decide what is fetched, so that their facts are needed.
     """
 
     source: Source

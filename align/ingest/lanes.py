@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def write_from_source(work: Work, shards: Shards, executor: Executor) -> None:
     plan = shards.plan
     items = {plan.name(shard): shard for shard in range(plan.first, plan.end)}
     step = Step(WRITTEN, write_archived, _WHAT, resource=shards.opened)
-    work.run(step, items, executor, _Progress(work, plan).tell)
+    work.run(step, items, executor, _telling(work, plan))
 
 
 def write_from_web(work: Work, shards: Shards, executor: Executor) -> None:
@@ -43,7 +43,7 @@ def write_from_web(work: Work, shards: Shards, executor: Executor) -> None:
     named = [[plan.name(shard) for shard in lane] for lane, _ in lanes]
     web = Web(shards, min(executor.num_at_once, len(lanes)))
     step = Step(WRITTEN, write_fetched, _WHAT, resource=web.opened)
-    work.run(step, items, executor, _Progress(work, plan).tell, named)
+    work.run(step, items, executor, _telling(work, plan), named)
 
 
 def lanes_of(plan: Plan, download: DownloadConfig, num_at_once: int) -> list[tuple[list[int], int]]:
@@ -67,29 +67,25 @@ def lanes_of(plan: Plan, download: DownloadConfig, num_at_once: int) -> list[tup
     return sorted(lanes, key=lambda lane: -len(lane[0]))
 
 
-class _Progress:
-    """Says how far a round is."""
+def _telling(work: Work, plan: Plan) -> Callable[[ShardCounts], None]:
+    """Says how far a round is, with each shard that is written."""
+    num_left = len(work.lacking([f"{WRITTEN}/{name}" for name in plan.names]))
+    if num_left < plan.end - plan.first:
+        say(f"ingest: resuming: {plan.end - plan.first - num_left:,} of its {plan.end - plan.first:,} shards exist")
+    start, sums = time.monotonic(), [0, 0, 0, 0]
 
-    def __init__(self, work: Work, plan: Plan) -> None:
-        names = [f"{WRITTEN}/{name}" for name in plan.names]
-        self._num_left = len(work.lacking(names))
-        if self._num_left < len(names):
-            say(f"ingest: resuming: {len(names) - self._num_left:,} of {len(names):,} shards exist")
-        self._start, self._num_done = time.monotonic(), 0
-        self._sums = ShardCounts(0, 0, 0)
-
-    def tell(self, counts: ShardCounts) -> None:
-        self._num_done += 1
-        self._sums = ShardCounts(*map(sum, zip(self._sums, counts, strict=True)))
-        num_pairs, num_pictures, num_not_fetched = self._sums
+    def tell(counts: ShardCounts) -> None:
+        sums[:] = map(sum, zip(sums, (1, *counts), strict=True))
+        num_done, num_pairs, num_pictures, num_not_fetched = sums
         skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
-        spent_s = time.monotonic() - self._start
-        left_s = spent_s / self._num_done * (self._num_left - self._num_done)
+        spent_s = time.monotonic() - start
         say(
-            f"ingest: {self._num_done:,} of {self._num_left:,} shards, {num_pairs:,} pairs{skipped}, "
+            f"ingest: {num_done:,} of {num_left:,} shards, {num_pairs:,} pairs{skipped}, "
             f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
-            f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
+            f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {spent_s * (num_left / num_done - 1) / 60:,.1f} min left"
         )
+
+    return tell
 
 
 def publish(folder: Path, plans: Sequence[Plan], made: MadeWith) -> None:

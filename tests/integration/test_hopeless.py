@@ -183,7 +183,7 @@ def write_some_pages(archive, path):
 def folder(tmp_path_factory, sample):
     folder = tmp_path_factory.mktemp("ingest_filter")
     write_some_pages(sample / "archive.warc.gz", folder / "archive.warc.gz")
-    params = load_params(overrides=["ingest.shard_size=400"])
+    params = load_params(overrides=["ingest.shard_size=200"])
     resources = Resources(params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
     archive = str(folder / "archive.warc.gz")
     ingest(params.section(IngestConfig), resources, archive=archive, raw=folder / "raw", policy=folder / "policy")

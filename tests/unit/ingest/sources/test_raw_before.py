@@ -13,7 +13,7 @@ from align.ingest import lanes
 from tests.support.killing import digests
 from tests.support.reading import URL_TABLE, ingest_words, raw_rows, url_table
 from tests.support.warc_records import picture
-from tests.support.web_server import WebServer
+from tests.support.web_server import WebServer, redirect
 from tests.support.web_server import response as answer
 
 #: What the server has beside pictures.
@@ -90,6 +90,24 @@ def test_a_killed_run_reuses_for_the_shards_that_it_lacks(tmp_path, server, monk
     assert main([*words, "--set", "filter.max_words=8"]) == 0  # lists anew what it lacks
     assert asked(server) in ([], numbers(LATE))
     assert digests(tmp_path / "raw") == fresh(server, tmp_path, range(12))
+
+
+def test_what_was_redirected_to_another_host_is_known_by_its_own_address(tmp_path):
+    """It was in a shard of the second round, and is in one of the first now."""
+    with WebServer(["127.0.0.1", "127.0.0.2"]) as server:
+        server.routes |= {
+            "/0.png": redirect(server.url("/there.png", "127.0.0.2")),
+            "/1.png": answer(picture(300, 250)),
+        }
+        server.routes["/there.png"] = answer(picture(301, 250))
+        words = command(server, tmp_path, range(2))
+        assert main(words) == 0
+        before = {row["url"]: (row["status"], row["sha256"]) for row in raw_rows(tmp_path / "raw")}
+        assert asked(server) == ["0", "1", "there"] and len(raw_shards(tmp_path / "raw")) == 2
+        assert main(words) == 0
+        assert asked(server) == []
+    assert {row["url"]: (row["status"], row["sha256"]) for row in raw_rows(tmp_path / "raw")} == before
+    assert [status for status, _ in before.values()] == ["success"] * 2 and len(raw_shards(tmp_path / "raw")) == 1
 
 
 def test_other_values_ask_for_all_again_and_other_patience_does_not(tmp_path, server, monkeypatch, capsys):

@@ -29,84 +29,48 @@ _LOOKS: Final = 4
 
 
 class Ask(NamedTuple):
-    """What is asked for.
+    """What is asked for."""
 
-    Attributes:
-        url: names it.
-        target: the address to request: `url`, or what that was redirected to.
-        num_redirects: so far.
-    """
-
-    url: str
-    target: str
-    num_redirects: int = 0
+    url: str  # names it
+    target: str  # the address to request: `url`, or what that was redirected to
+    num_redirects: int = 0  # so far
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A picture to fetch, or a robots.txt.
-
-    Attributes:
-        ask: as given.
-        target: the URL to request next: the first one, or the target of a redirect.
-        first: the first one.
-        robots_of: the host whose robots.txt this is; None for a picture.
-        started_s, deadline_s: on the downloader's clock; None before the first attempt.
-        attempt_s: when the current attempt started.
-        expires_s: when the current request times out.
-        left_s: the attempt's remaining time after redirects.
-        num_attempts: so far.
-        num_redirects: of the current attempt, with those before it.
-        status: of the last answer.
-        failure: of the last attempt.
-    """
+    """A picture to fetch, or a robots.txt. Times are on the downloader's clock."""
 
     ask: Ask
-    target: Target
+    target: Target  # to request next: the first one, or the target of a redirect
     first: Target
-    robots_of: Host | None = None
-    started_s: float | None = None
+    robots_of: Host | None = None  # the host whose robots.txt this is; None for a picture
+    started_s: float | None = None  # None before the first attempt
     deadline_s: float = 0.0
-    attempt_s: float = 0.0
-    expires_s: float = 0.0
-    left_s: float = 0.0
+    attempt_s: float = 0.0  # when the current attempt started
+    expires_s: float = 0.0  # when the current request times out
+    left_s: float = 0.0  # the attempt's remaining time after redirects
     num_attempts: int = 0
-    num_redirects: int = 0
-    status: int | None = None
-    failure: Failure | None = None
+    num_redirects: int = 0  # of the current attempt, with those before it
+    status: int | None = None  # of the last answer
+    failure: Failure | None = None  # of the last attempt
 
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """A host's queue and limits.
+    """A host's queue and limits."""
 
-    Attributes:
-        target: an address of it.
-        limit: most requests under way, ever.
-        queue: jobs to start.
-        robots_queue: jobs for a robots.txt, of this host or of one that redirects here; they go first.
-        num_active: requests under way.
-        max_active: most requests under way: halved when the host says that it is busy, then slowly raised again.
-        free_at_s: no request starts before this time.
-        is_listed: it waits for its turn or for `free_at_s`.
-        rules: of its robots.txt for us; None: not known yet.
-        rules_until_s: until when these hold.
-        asks_robots: its robots.txt is being fetched.
-        closed: it is given up until `closed_until_s`: all its jobs fail with this.
-    """
-
-    target: Target
-    limit: int
+    target: Target  # an address of it
+    limit: int  # most requests under way, ever
     queue: deque[Job] = field(default_factory=deque)
-    robots_queue: deque[Job] = field(default_factory=deque)
-    num_active: int = 0
-    max_active: int = field(init=False)
-    free_at_s: float = 0.0
-    is_listed: bool = False
-    rules: Rules | None = None
+    robots_queue: deque[Job] = field(default_factory=deque)  # of it or of one that redirects here; they go first
+    num_active: int = 0  # requests under way
+    max_active: int = field(init=False)  # halved when the host says that it is busy, then slowly raised again
+    free_at_s: float = 0.0  # no request starts before this time
+    is_listed: bool = False  # it waits for its turn or for `free_at_s`
+    rules: Rules | None = None  # of its robots.txt for us; None: not known yet
     rules_until_s: float = 0.0
-    asks_robots: bool = False
-    closed: Failure | None = None
+    asks_robots: bool = False  # its robots.txt is being fetched
+    closed: Failure | None = None  # it is given up until `closed_until_s`: all its jobs fail with this
     closed_until_s: float = 0.0
     _num_failures: int = 0
 
@@ -124,14 +88,9 @@ class Host:
         self.max_active = min(self.limit, self.max_active + 1)
 
     def failed(self, why: Failure, now: float, *, wait_s: float, longest_wait_s: float, max_failures: int) -> None:
-        """Records a failure that may be temporary.
+        """Records a failure that may be temporary: a busy host is not asked for `wait_s`.
 
-        Args:
-            why: what happened.
-            now: on the downloader's clock.
-            wait_s: before the next request, if the host is busy.
-            longest_wait_s: a host that asks for a longer wait is given up until that wait is over.
-            max_failures: after this many failures in a row it is given up, too.
+        The host is given up after `max_failures` in a row; if it asks for more than `longest_wait_s`, until then.
         """
         self._num_failures += 1
         if why.busy:
@@ -162,10 +121,7 @@ class Hosts:
     """The hosts that are remembered. An operation costs the same for any number of them.
 
     A host without jobs may be forgotten, the longest unused first. If it may not be asked yet, that is still
-    remembered.
-
-    Args:
-        max_per_host: most requests under way to one host.
+    remembered. `max_per_host`: most requests under way to one host.
     """
 
     def __init__(self, max_per_host: int) -> None:

@@ -6,30 +6,26 @@ import heapq
 from collections import deque
 
 from align.ingest.download.hosts import Ask, Host, Hosts, Job
-from align.ingest.robots import Rules
 from align.web.addresses import Target
 
 
 class Schedule:
     """The waiting jobs, by host.
 
-    Args:
-        max_per_host: most requests under way to one host.
-        rate_per_host: most requests started per second; None: no limit.
-        obey_robots: fetch a host's robots.txt before its pictures.
+    Most requests to one host: `max_per_host` under way, `rate_per_host` started per second (None: no limit).
     """
 
     def __init__(self, max_per_host: int, rate_per_host: float | None, *, obey_robots: bool) -> None:
         self._pause_s = 1 / rate_per_host if rate_per_host else 0.0
         self._obey_robots = obey_robots
-        self._hosts = Hosts(max_per_host)
+        self.hosts = Hosts(max_per_host)
         self._ready: deque[Host] = deque()
         self._timers: list[tuple[float, int, Host | Job]] = []
         self._num_timers = 0
 
     def add(self, job: Job, *, first: bool = False) -> None:
         """Queues a job at the host of its target, at the end or at the front."""
-        host = self._hosts.of(job.target)
+        host = self.hosts.of(job.target)
         queue = host.queue if job.robots_of is None else host.robots_queue
         if first:
             queue.appendleft(job)
@@ -45,7 +41,7 @@ class Schedule:
 
     def next(self, now: float) -> tuple[Job, Host] | None:
         """The job to start, or to refuse if its host is closed; None if no job may start now."""
-        self._hosts.expire(now)
+        self.hosts.expire(now)
         while self._timers and self._timers[0][0] <= now:
             _, _, what = heapq.heappop(self._timers)
             if isinstance(what, Job):
@@ -88,17 +84,13 @@ class Schedule:
             return Job(Ask(target.url, target.url), target, target, robots_of=host)
         return host.queue.popleft()
 
-    def keep_rules(self, host: Host, rules: Rules, until_s: float) -> bool:
-        """Sets the host's rules. Returns False if they are too large to be kept beside those of the other hosts."""
-        return self._hosts.keep_rules(host, rules, until_s)
-
     def wait_s(self, now: float, at_most: float) -> float:
         """Seconds until the next timer, at most `at_most`."""
         return min(at_most, max(0.0, self._timers[0][0] - now)) if self._timers else at_most
 
     def clear(self) -> None:
         """Forgets all jobs, but keeps the rules and limits of hosts."""
-        for host in self._hosts:
+        for host in self.hosts:
             host.queue.clear()
             host.robots_queue.clear()
             host.num_active, host.is_listed, host.asks_robots = 0, False, False

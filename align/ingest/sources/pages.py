@@ -120,22 +120,15 @@ _Size = tuple[int, float]
 
 
 class PageImage(NamedTuple):
-    """One <img> of a page.
+    """One <img> of a page."""
 
-    Attributes:
-        url: absolute and canonical, or as written where no server could be asked for it; `data:<type>;sha256=<hex>`
-            for a data: URI.
-        text: as the page has it, entities decoded; empty if the page has none.
-        text_source: alt, figcaption, title or aria-label; None if there is no text.
-        problem: why there can be no picture; or None.
-        inline: the bytes of a data: URI; or None.
-    """
-
+    #: Absolute and canonical, or as written where no server could be asked for it; `data:<type>;sha256=<hex>` for a
+    #: data: URI.
     url: str
-    text: str
-    text_source: str | None
-    problem: str | None = None
-    inline: bytes | None = None
+    text: str  # as the page has it, entities decoded; empty if the page has none
+    text_source: str | None  # alt, figcaption, title or aria-label; None if there is no text
+    problem: str | None = None  # why there can be no picture
+    inline: bytes | None = None  # the bytes of a data: URI
 
 
 #: One <img> before its address is resolved: the address as written (empty if the page names none), and the text and

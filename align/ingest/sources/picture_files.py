@@ -34,15 +34,10 @@ _MAX_CHARACTERS = 4_096
 
 
 class Found(NamedTuple):
-    """A picture of a table.
+    """A picture of a table."""
 
-    Attributes:
-        path: the file, as `Files` opens it; None: there is none.
-        problem: why; else None.
-    """
-
-    path: str | None
-    problem: str | None = None
+    path: str | None  # the file, as `Files` opens it; None: there is none
+    problem: str | None = None  # why there is none
 
 
 def is_file_name(written: str) -> bool:
@@ -53,9 +48,7 @@ def is_file_name(written: str) -> bool:
 def read_picture(files: Files, file: str, max_bytes: int, folder: str | None) -> bytes | None:
     """A whole file; None if it is missing, or outside the folder, symbolic links resolved.
 
-    Raises:
-        TooLarge: it has more bytes.
-        What `Files` raises.
+    Raises TooLarge if it has more bytes, and what `Files` raises.
     """
     if (folder is not None and not is_within(folder, file)) or not is_file(files, file):
         return None
@@ -73,12 +66,9 @@ class PictureFiles:
         listed: Set[str] | None = None,
         list_pictures: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """
-        Args:
-            files: reads them.
-            folder: no picture outside of it counts.
-            listed: those in the folder; None: `list_pictures` says which are looked for, at the first miss.
-            list_pictures: see `listed`.
+        """No picture outside of `folder` counts.
+
+        `listed` are those in it; None: `list_pictures` says which are looked for, at the first miss.
         """
         self._files, self._folder, self._list_pictures = files, folder, list_pictures
         self._listed = listed
@@ -89,10 +79,7 @@ class PictureFiles:
 
         A name is relative to the table's folder, or absolute inside of the folder. If there is no such file, it is
         relative to the folder; and else to folders of usual names beside the table or in the folder.
-
-        Args:
-            table: the file; it is in the folder.
-            written: the name, or a file:// address.
+        `written` may also be a file:// address.
         """
         if len(written) > _MAX_CHARACTERS:
             return Found(None, IMPOSSIBLE)

@@ -32,28 +32,19 @@ _CREATIVE_COMMONS = re.compile(
 
 
 class Rights(NamedTuple):
-    """What is said of a page's pictures.
+    """What is said of a page's pictures."""
 
-    Attributes:
-        licence: its address, at most 256 characters; those of Creative Commons in one spelling, without the name of a
-            translation. None: none, or several.
-        reservation: the first mark that was found, such as `noai`; None: none.
-    """
-
+    #: Its address, at most 256 characters; those of Creative Commons in one spelling, without the name of a
+    #: translation. None: none, or several.
     licence: str | None = None
-    reservation: str | None = None
+    reservation: str | None = None  # the first mark that was found, such as `noai`
 
 
 class Marks(NamedTuple):
-    """What a page says, links not yet resolved.
-
-    Attributes:
-        reservation: as `Rights`.
-        links: (rel, href) of its links, as written.
-    """
+    """What a page says, links not yet resolved."""
 
     reservation: str | None = None
-    links: Sequence[tuple[str, str]] = ()
+    links: Sequence[tuple[str, str]] = ()  # (rel, href) as written
 
     def rights(self, resolver: Resolver, of_response: str | None = None) -> Rights:
         """With links resolved; `of_response` is the reservation of the page's response."""

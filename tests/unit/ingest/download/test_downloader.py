@@ -170,7 +170,7 @@ def test_robots_txt_comes_first_and_once():
     assert first is not None and first[0].target.url == "http://a/robots.txt" and first[0].robots_of is first[1]
     assert waiting.next(0.0) is None
     first[1].asks_robots = False
-    assert waiting.keep_rules(first[1], robots.rules_for("bot", b""), until_s=10.0)
+    assert waiting.hosts.keep_rules(first[1], robots.rules_for("bot", b""), until_s=10.0)
     waiting.offer(first[1])
     following = waiting.next(1.0)
     assert following is not None and following[0].ask.url == "http://a/x"

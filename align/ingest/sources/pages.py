@@ -151,15 +151,34 @@ def page_images(
     Raises:
         TooLarge: the page is beyond a bound.
     """
-    base, written, marks = _written_images(body, http_charset, text_from, every=every)
-    return resolved(written, page_url, base), marks.rights(resolver_of(page_url, base)) if marks else Rights()
+    if not _IMAGE_TAG.search(body) and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return [], Rights()
+    text = decode_html(body, http_charset)
+    limits.check_page(text)
+    document = HTMLTree.parse(_renamed(text)).document
+    # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
+    nodes = document.get_elements_by_tag_name("img").values() if document is not None else ()
+    if not nodes:
+        return [], Rights()
+    first_base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML
+    base = None if first_base is None else _original(first_base.getattr("href") or "").strip()
+    may_be_lazy = "data-" in text
+    pictures = _Candidates(document, may_be_lazy)
+    captions = _Captions(document) if "figcaption" in text_from else None
+    written: list[WrittenImage] = []
+    for node in nodes:
+        get = partial(_text_of, node, captions) if captions else node.getattr
+        address = _original(_source(node, pictures, may_be_lazy))
+        written += [(address, _original(text), name) for text, name in texts_of_image(get, text_from, every=every)]
+    lower = text.lower()
+    rights = _marks(document).rights(resolver_of(page_url, base)) if any(mark in lower for mark in MARKS) else Rights()
+    return resolved(written, page_url, base), rights
 
 
 def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -> list[PageImage]:
     """The images of a page, addresses resolved; `base` is the href of its <base>, if it has one.
 
-    Raises:
-        TooLarge: the rows have too many characters together.
+    Raises TooLarge if the rows have too many characters together.
     """
     of_each = 2 * len(page_url) + min(len(base or ""), limits.MAX_BASE_CHARACTERS)
     num_characters = of_each * len(written) + sum(len(source) + len(text) for source, text, _ in written)
@@ -197,42 +216,7 @@ def resolver_of(page_url: str, base: str | None) -> Resolver:
     return resolver
 
 
-def _written_images(
-    body: bytes, http_charset: str | None, text_from: Sequence[str], *, every: bool = False
-) -> tuple[str | None, list[WrittenImage], Marks | None]:
-    """The href of the page's <base>, its images, not yet resolved, and what it says of their rights, if anything.
-
-    Raises:
-        TooLarge: the page is beyond a bound.
-    """
-    if not _IMAGE_TAG.search(body) and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return None, [], None
-    text = decode_html(body, http_charset)
-    limits.check_page(text)
-    document = HTMLTree.parse(_renamed(text)).document
-    if document is None:
-        return None, [], None
-    # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
-    nodes = document.get_elements_by_tag_name("img").values()
-    if not nodes:
-        return None, [], None
-    base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML
-    marks = _marks(document, text.lower())
-    may_be_lazy = "data-" in text
-    pictures = _Candidates(document, may_be_lazy)
-    captions = _Captions(document) if "figcaption" in text_from else None
-    images = []
-    for node in nodes:
-        get = partial(_text_of, node, captions) if captions else node.getattr
-        address = _original(_source(node, pictures, may_be_lazy))
-        images += [(address, _original(text), name) for text, name in texts_of_image(get, text_from, every=every)]
-    href = _original(base.getattr("href") or "").strip() if base is not None else None
-    return href, images, marks
-
-
-def _marks(document: Any, text: str) -> Marks | None:
-    if not any(mark in text for mark in MARKS):
-        return None
+def _marks(document: Any) -> Marks:
     metas, *links = (document.get_elements_by_tag_name(name).values() for name in ("meta", f"a{_RENAMED}", "link"))
     return Marks(
         of_metas((node.getattr("name") or "", node.getattr("content") or "") for node in metas),

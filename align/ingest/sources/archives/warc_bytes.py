@@ -26,11 +26,8 @@ def begins_a_record(stream: BinaryIO) -> bool:
 def zstd_dictionary(stream: BinaryIO) -> tuple[int, bytes | None]:
     """Bytes of the frame with the dictionary at the start of a file, and the dictionary; 0 and None if there is none.
 
-    The stream must be at its start.
-
-    Raises:
-        TooLarge: there is one of more than MAX_DICTIONARY_BYTES.
-        OSError: it cannot be decompressed.
+    The stream must be at its start. Raises TooLarge for one of more than MAX_DICTIONARY_BYTES, OSError if it cannot be
+    decompressed.
     """
     head = stream.read(8)
     if not head.startswith(ZSTD_DICTIONARY_MAGIC):

@@ -47,31 +47,18 @@ class NoRecord(OSError):
 
 
 class Record(NamedTuple):
-    """One record of an archive.
+    """One record of an archive."""
 
-    Attributes:
-        kind: RESPONSE, RESOURCE, REVISIT, METADATA or OTHER.
-        url: as recorded; empty if the record has none.
-        offset: of the record in the file; None if the file is compressed as a whole.
-        status: of the HTTP response; 0 if it has none.
-        content_type: in lower case, without parameters.
-        charset: of the content type.
-        headers: of the HTTP response; None if it has none.
-        same_as: of a revisit: the address whose bytes it repeats.
-        body: of pages and METADATA; if it is larger than the bound, its beginning; else empty.
-        problem: an outcome, where the record cannot be read.
-    """
-
-    kind: str
-    url: str
-    offset: int | None
-    status: int = 0
-    content_type: str = ""
-    charset: str | None = None
-    headers: HttpHead | None = None
-    same_as: str = ""
-    body: bytes = b""
-    problem: str | None = None
+    kind: str  # RESPONSE, RESOURCE, REVISIT, METADATA or OTHER
+    url: str  # as recorded; empty if the record has none
+    offset: int | None  # in the file; None if the file is compressed as a whole
+    status: int = 0  # of the HTTP response; 0 if it has none
+    content_type: str = ""  # in lower case, without parameters
+    charset: str | None = None  # of the content type
+    headers: HttpHead | None = None  # of the HTTP response
+    same_as: str = ""  # of a revisit: the address whose bytes it repeats
+    body: bytes = b""  # of pages and METADATA; if it is larger than the bound, its beginning
+    problem: str | None = None  # an outcome, where the record cannot be read
 
     @property
     def is_page(self) -> bool:
@@ -141,11 +128,7 @@ def iterator(stream: Any, *, quirks: bool) -> Any:
 
 
 def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fastwarc's classes are compiled
-    """What a record is, and the first bytes of its body, which are read already.
-
-    Raises:
-        OSError: the file is damaged or cut off.
-    """
+    """What a record is, and the first bytes of its body, which are read already. Raises as `walk`."""
     kind, headers = _KINDS.get(int(raw.record_type), OTHER), raw.headers
     url, stated = (headers.get("WARC-Target-URI") or "").strip("<> "), headers.get("Content-Type") or ""
     match kind:
@@ -167,14 +150,8 @@ def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fas
 def _response(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
     """What a record with a server's answer is, and the first bytes of its body, which are read already.
 
-    Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated or its
-    first bytes tell it.
-
-    Args:
-        url: as recorded.
-        offset: of the record.
-        content: HTTP head and body. What it raises is passed on.
-        stated: the type that the record states.
+    Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated by the
+    record or told by its first bytes.
     """
     record = Record(RESPONSE, url, offset)
     head, begin = read_head(content)

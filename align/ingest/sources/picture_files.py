@@ -15,7 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from align.formats.table import PICTURE_SUFFIXES
 from align.ingest.limits import read_at_most
+from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Within, is_file, is_local, is_within, joined, parent
+from align.ingest.sources.tables import WrittenPairs
 from align.interfaces.store import Files
 
 #: Why a row has no picture.
@@ -73,6 +75,13 @@ class PictureFiles:
         self._files, self._folder, self._list_pictures = files, folder, list_pictures
         self._listed = listed
         self._within = Within(folder)
+
+    def picture_of(self, table: str, pairs: WrittenPairs, problem: str | None = None) -> Candidate:
+        """The picture of a row of a table, without its texts; `problem` says why none is looked for."""
+        found = Found(None, problem) if problem else self.find(table, pairs.picture)
+        path, problem = found.path, pairs.problem or found.problem
+        url = pairs.picture if path is None else below(self._folder, path)
+        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path)
 
     def find(self, table: str, written: str) -> Found:
         """The file that a row of a table names, or else with an extension of pictures.

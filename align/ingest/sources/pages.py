@@ -32,7 +32,7 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
 from align.ingest import limits
-from align.ingest.sources.rights import MARKS, Marks, Rights, of_metas
+from align.ingest.sources.rights import MARKS, Rights, of_page
 from align.ingest.sources.texts import Sourced, distinct
 from align.pairs.text import normalise
 from align.pairs.urls import Address, Resolver
@@ -171,7 +171,7 @@ def page_images(
         address = _original(_source(node, pictures, may_be_lazy))
         written += [(address, _original(text), name) for text, name in texts_of_image(get, text_from, every=every)]
     lower = text.lower()
-    rights = _marks(document).rights(resolver_of(page_url, base)) if any(mark in lower for mark in MARKS) else Rights()
+    rights = _rights(document, resolver_of(page_url, base)) if any(mark in lower for mark in MARKS) else Rights()
     return resolved(written, page_url, base), rights
 
 
@@ -216,11 +216,12 @@ def resolver_of(page_url: str, base: str | None) -> Resolver:
     return resolver
 
 
-def _marks(document: Any) -> Marks:
+def _rights(document: Any, resolver: Resolver) -> Rights:
     metas, *links = (document.get_elements_by_tag_name(name).values() for name in ("meta", f"a{_RENAMED}", "link"))
-    return Marks(
-        of_metas((node.getattr("name") or "", node.getattr("content") or "") for node in metas),
-        [(node.getattr("rel") or "", node.getattr("href") or "") for nodes in links for node in nodes],
+    return of_page(
+        ((node.getattr("name") or "", node.getattr("content") or "") for node in metas),
+        ((node.getattr("rel") or "", node.getattr("href") or "") for nodes in links for node in nodes),
+        resolver,
     )
 
 

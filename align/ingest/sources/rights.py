@@ -12,7 +12,7 @@ since nobody knows which one its picture has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from align.ingest import robots
@@ -40,19 +40,17 @@ class Rights(NamedTuple):
     reservation: str | None = None  # the first mark that was found, such as `noai`
 
 
-class Marks(NamedTuple):
-    """What a page says, links not yet resolved."""
+def of_page(
+    metas: Iterable[tuple[str, str]],
+    links: Iterable[tuple[str, str]],
+    resolver: Resolver,
+    of_response: str | None = None,
+) -> Rights:
+    """What a page says: (name, content) of its <meta>s, (rel, href) of its links; or its response, of a reservation."""
+    return Rights(_licence(links, resolver), _of_metas(metas) or of_response)
 
-    reservation: str | None = None
-    links: Sequence[tuple[str, str]] = ()  # (rel, href) as written
 
-    def rights(self, resolver: Resolver, of_response: str | None = None) -> Rights:
-        """With links resolved; `of_response` is the reservation of the page's response."""
-        return Rights(_licence(self.links, resolver), self.reservation or of_response)
-
-
-def of_metas(metas: Iterable[tuple[str, str]]) -> str | None:
-    """The reservation of (name, content) of a page's <meta>s."""
+def _of_metas(metas: Iterable[tuple[str, str]]) -> str | None:
     for name, content in metas:
         name = name.strip().lower()
         if name == "robots" and (found := robots.opt_out([content], "", _DIRECTIVES)):

@@ -19,10 +19,9 @@ from typing import BinaryIO
 from fastwarc.stream_io import ZstdReader
 
 from align.errors import DataError
-from align.ingest.sources.archives import warc_bytes, warc_records
+from align.ingest.sources.archives import warc_records
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
-from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC
-from align.ingest.sources.archives.warc_records import NoRecord, Record
+from align.ingest.sources.archives.warc_records import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, NoRecord, Record
 from align.ingest.sources.reading import count_damage
 
 #: Bytes that are read at once. zlib makes at most 16 MiB of them.
@@ -95,7 +94,7 @@ def _head(stream: BinaryIO, packing: str) -> bytes:
     """The first bytes of the first record, uncompressed; none if they are damaged. Raises as `zstd_dictionary`."""
     stream.seek(0)
     if packing == "zstd":
-        num_bytes, dictionary = warc_bytes.zstd_dictionary(stream)
+        num_bytes, dictionary = warc_records.zstd_dictionary(stream)
         stream.seek(num_bytes)
         try:
             # no more, since the frame after it may be damaged

@@ -14,7 +14,7 @@ from align.ingest.limits import TooLarge
 from align.ingest.sources import outcomes
 from align.ingest.sources.pages import WrittenImage, resolved, resolver_of, texts_of_image
 from align.ingest.sources.reading import Batches
-from align.ingest.sources.rights import MARKS, Marks, of_headers, of_metas
+from align.ingest.sources.rights import MARKS, Rights, of_headers, of_page
 
 _OK = "200"
 _PATH = "IMG@/src"
@@ -46,7 +46,7 @@ def add_wat_record(
     images = resolved(page.written, page.url, page.base)
     counts["pages"] += 1
     counts["rows"] += len(images)
-    batches.add_page(page.url, images, page.marks.rights(resolver_of(page.url, page.base), page.reservation))
+    batches.add_page(page.url, images, page.rights)
     return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
 
 
@@ -54,8 +54,7 @@ class _Page(NamedTuple):
     url: str
     base: str | None
     written: list[WrittenImage]
-    marks: Marks
-    reservation: str | None
+    rights: Rights
 
 
 def _page(body: bytes, text_from: Sequence[str], every: bool) -> _Page | None:
@@ -71,12 +70,12 @@ def _page(body: bytes, text_from: Sequence[str], every: bool) -> _Page | None:
         raise TypeError("an address that is no text")
     written = [image for link in links if link.get("path") == _PATH for image in _written(link, text_from, every)]
     if not marked:
-        return _Page(url, base, written, Marks(), None)
+        return _Page(url, base, written, Rights())
     links = [*head.get("Link", []), *links]
-    marks = Marks(of_metas(_texts(head.get("Metas", []), "name", "content")), list(_texts(links, "rel", "url")))
     headers = {name.lower(): [value] for name, value in response.get("Headers", {}).items() if isinstance(value, str)}
     of_response = of_headers(headers.get("x-robots-tag", []), headers.get("tdm-reservation", []), is_page=True)
-    return _Page(url, base, written, marks, of_response)
+    metas, resolver = _texts(head.get("Metas", []), "name", "content"), resolver_of(url, base)
+    return _Page(url, base, written, of_page(metas, _texts(links, "rel", "url"), resolver, of_response))
 
 
 def _texts(values: list[dict[str, Any]], *keys: str) -> Iterator[tuple[str, str]]:

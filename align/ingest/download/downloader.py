@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urljoin
 
@@ -25,8 +24,7 @@ import pycurl
 from align.config.ingest import DownloadConfig
 from align.ingest import robots
 from align.ingest.download.exchange import MAX_HEADER_BYTES, Budget, judge, location_of
-from align.ingest.download.hosts import Ask, Host, Job
-from align.ingest.download.schedule import Schedule
+from align.ingest.download.hosts import Ask, Host, Job, Schedule
 from align.ingest.download.slow_hosts import SlowHosts
 from align.web.addresses import MAX_REDIRECTS, Target, address_policy, target_of
 from align.web.connection import Connection
@@ -184,9 +182,7 @@ class Downloader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

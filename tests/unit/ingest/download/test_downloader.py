@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from align.config.ingest import DownloadConfig
 from align.ingest import robots
-from align.ingest.download.hosts import Ask, Host, Job
-from align.ingest.download.schedule import Schedule
+from align.ingest.download.hosts import Ask, Host, Job, Schedule
 from align.ingest.robots import MAX_BYTES, rules_for
 from align.web.addresses import address_policy, target_of
 from align.web.failure import Failure, of_curl, of_status

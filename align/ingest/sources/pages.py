@@ -156,8 +156,10 @@ def page_images(
     text = decode_html(body, http_charset)
     limits.check_page(text)
     document = HTMLTree.parse(_renamed(text)).document
+    if document is None:
+        return [], Rights()
     # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
-    nodes = document.get_elements_by_tag_name("img").values() if document is not None else ()
+    nodes = document.get_elements_by_tag_name("img").values()
     if not nodes:
         return [], Rights()
     first_base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML

@@ -151,7 +151,7 @@ def fetch_pictures(folder: Path, watch: Watch) -> None:
             super().__init__(self)
 
         def fetch(self, asks: Iterable[Ask]) -> Iterator[Fetched]:
-            return (Fetched(ask.url, picture, None, False, 1, 200, "", 0.0) for ask in asks)
+            return (Fetched(ask.url, picture, None, False, 1, 0.0) for ask in asks)
 
     vars(fetching)["Downloader"] = Answering  # in a process of its own
     watch.start()

@@ -74,9 +74,7 @@ class Readable(Protocol):
 def read_at_most(stream: Readable, max_bytes: int, begin: bytes = b"") -> bytes:
     """What was read of a stream (`begin`) and its rest. Holds no more than `max_bytes` and one block.
 
-    Raises:
-        TooLarge: there is more than `max_bytes`.
-        What the stream raises.
+    Raises TooLarge if there is more than `max_bytes`, and what the stream raises.
     """
     chunks = [begin] if begin else []
     left = max_bytes + 1 - len(begin)
@@ -94,13 +92,10 @@ def too_large(max_bytes: int) -> TooLarge:
 
 
 def check_page(text: str) -> None:
-    """Whether the parser can read the page in bounded time and memory.
+    """Raises TooLarge if the parser may not read the page in bounded time and memory.
 
     Every `<` with a letter counts as the beginning of a tag, even in comments, scripts and attributes: which of them
     the parser takes for a tag depends on everything before.
-
-    Raises:
-        TooLarge: it may not.
     """
     num_tags = text.count("<")
     if num_tags > MAX_TAGS:

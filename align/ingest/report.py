@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -25,6 +26,53 @@ from align.ingest.sources.outcomes import (
 from align.ingest.sources.reading import damage_in
 from align.interfaces.sql import Engine
 
+#: The report names this many hosts, and licences, those with most pairs.
+NUM_HOSTS = 50
+_HOST = r"coalesce(nullif(lower(regexp_extract(url, '^[a-z]+://([^/?#:]+)', 1)), ''), '(no host)')"
+
+
+class IngestReport(Report):
+    """What the source contained, and what became of it."""
+
+    #: Of the source.
+    num_files: int
+    #: Pages with pairs.
+    num_pages: int
+    num_pages_in_archive: int
+    #: Of the scan: what was not read (`_NOT_READ`), `files_left_out` of a folder, and texts and page URLs that were cut
+    #: at what data/raw stores (`align.pairs.text.MAX_CHARACTERS`).
+    counts: dict[str, int]
+    num_pairs: int
+    #: Distinct images stored.
+    num_images: int
+    #: Pairs whose failure may be temporary.
+    num_retryable: int
+    #: Files that are cut off or damaged, each with what is wrong; only their readable parts were taken.
+    files_damaged: list[str]
+    #: Files that were left out, since reading them killed a worker process.
+    files_quarantined: list[str]
+    #: Records of web archives that hold a response, by outcome (`align.ingest.sources.outcomes`); and the others.
+    outcomes: dict[str, int]
+    num_other_records: int
+    #: Pairs per status; per error message, without the details after a colon; and per source of the text.
+    statuses: dict[str, int]
+    errors: dict[str, int]
+    text_sources: dict[str, int]
+    #: For the hosts with most pairs, pairs per error (or `success`).
+    hosts: dict[str, dict[str, int]]
+    #: For those that most pages state, pairs with a picture. It is not written if there are none.
+    licences: dict[str, int] = Field(default={}, exclude_if=lambda found: not found)
+
+    @property
+    def num_not_fetched(self) -> int:
+        """Pairs whose picture was not asked for, since no text of it can pass the filter."""
+        return self.statuses.get(NOT_FETCHED, 0)
+
+    @property
+    def num_to_fetch(self) -> int:
+        """All other pairs: shares of success are shares of these."""
+        return self.num_pairs - self.num_not_fetched
+
 
 def write_page(report: IngestReport, directory: Path) -> None:
     """Writes report.html."""
@@ -42,65 +90,46 @@ def write_page(report: IngestReport, directory: Path) -> None:
         ("may pass: align ingest again", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
         ("not fetched: no text can pass", f"{report.num_not_fetched:,}", ""),
     ]
+    num_cut = [report.counts.get(name, 0) for name in ("texts_cut", "page_urls_cut")]
+    cut = f"{num_cut[0]:,} texts and {num_cut[1]:,} page URLs are longer than what is stored, and were cut."
+    quarantined = "Files that were left out: reading them killed a worker process"
+    damaged = "Damaged files: only the readable parts were taken"
+    errors = sorted(report.errors.items(), key=lambda item: (-item[1], item[0]))
+    outcomes = [(OUTCOMES[name], number) for name, number in report.outcomes.items()]
+    num_records = sum(report.outcomes.values())
+    records = f"Records of responses: {num_records:,}. Other records, such as requests: {report.num_other_records:,}."
     blocks = [
         html.cards(cards),
         html.heading("Why pairs have no picture"),
-        _errors(report) if report.errors else html.paragraph("Every pair has a picture."),
+        _with_shares(("reason", "pairs"), errors) if errors else html.paragraph("Every pair has a picture."),
         html.heading("What of the source was not read"),
         html.table(("what", "number"), not_read(report)) if not_read(report) else html.paragraph("All of it was read."),
-        *_left_out(report),
-        *_records(report),
-        html.heading(f"Hosts with most pairs (at most {NUM_HOSTS})"),
-        _hosts(report),
-        html.heading("Pairs by status"),
-        html.table(("status", "pairs"), sorted(report.statuses.items())),
-        html.heading("Pairs by source of the text"),
-        html.table(("source", "pairs"), sorted(report.text_sources.items())),
+        *_section(quarantined, ("file",), [(file,) for file in report.files_quarantined]),
+        *_section(damaged, ("file",), [(file,) for file in report.files_damaged]),
+        *([html.paragraph(cut)] if any(num_cut) else []),
     ]
-    if report.licences:
-        title = "Pairs with a picture by licence, as pages state it"
-        blocks += [html.heading(title), html.table(("licence", "pairs"), list(report.licences.items()))]
+    if num_records:
+        blocks += [html.heading("Records of the archive"), html.paragraph(records)]
+        blocks += [_with_shares(("what became of it", "records"), outcomes)]
+        blocks += _section("Read as they are stored", ("what", "number"), read_as_stored(report))
+    blocks += [html.heading(f"Hosts with most pairs (at most {NUM_HOSTS})"), _hosts(report)]
+    blocks += _section("Pairs by status", ("status", "pairs"), sorted(report.statuses.items()))
+    blocks += _section("Pairs by source of the text", ("source", "pairs"), sorted(report.text_sources.items()))
+    licences = "Pairs with a picture by licence, as pages state it"
+    blocks += _section(licences, ("licence", "pairs"), list(report.licences.items()))
     write_text(directory / "report.html", html.page("Ingest report", lead, blocks))
 
 
-def _errors(report: IngestReport) -> str:
-    """A table of the errors, the most frequent first."""
-    num_failed = sum(report.errors.values())
-    largest_first = sorted(report.errors.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(error, num, num / num_failed) for error, num in largest_first]
-    return html.table(("reason", "pairs", "share"), rows, bar=2)
+def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A table under a heading; nothing without rows."""
+    return [html.heading(title), html.table(columns, rows)] if rows else []
 
 
-def _left_out(report: IngestReport) -> list[str]:
-    """The files that were left out or are damaged, and how many texts and page URLs were cut; empty if none."""
-    blocks = []
-    for title, files in (
-        ("Files that were left out: reading them killed a worker process", report.files_quarantined),
-        ("Damaged files: only the readable parts were taken", report.files_damaged),
-    ):
-        blocks += [html.heading(title), html.table(("file",), [(file,) for file in files])] if files else []
-    texts, pages = report.counts.get("texts_cut", 0), report.counts.get("page_urls_cut", 0)
-    if texts or pages:
-        cut = f"{texts:,} texts and {pages:,} page URLs"
-        blocks.append(html.paragraph(f"{cut} are longer than what is stored, and were cut."))
-    return blocks
-
-
-def _records(report: IngestReport) -> list[str]:
-    """What became of the records of web archives; nothing for other sources."""
-    num_records = sum(report.outcomes.values())
-    if not num_records:
-        return []
-    rows = [(OUTCOMES[name], number, number / num_records) for name, number in report.outcomes.items()]
-    lead = f"Records of responses: {num_records:,}. Other records, such as requests: {report.num_other_records:,}."
-    blocks = [
-        html.heading("Records of the archive"),
-        html.paragraph(lead),
-        html.table(("what became of it", "records", "share"), rows, bar=2),
-    ]
-    if taken := read_as_stored(report):
-        blocks += [html.paragraph("Read as they are stored:"), html.table(("what", "number"), taken)]
-    return blocks
+def _with_shares(columns: Sequence[str], numbers: Sequence[tuple[str, int]]) -> str:
+    """A table of numbers, each with its share of their sum."""
+    total = sum(number for _, number in numbers)
+    rows = [(name, number, number / total) for name, number in numbers]
+    return html.table((*columns, "share"), rows, bar=2)
 
 
 def _hosts(report: IngestReport) -> str:
@@ -114,63 +143,6 @@ def _hosts(report: IngestReport) -> str:
         share_of_good = f"{1 - failed:.1%}" if num_to_fetch else "none to fetch"
         rows.append((host, num_pairs, share_of_good, failed, errors))
     return html.table(("host", "pairs", "with a picture", "failed", "errors"), rows, bar=3)
-
-
-#: The report names this many hosts, and licences, those with most pairs.
-NUM_HOSTS = 50
-_HOST = r"coalesce(nullif(lower(regexp_extract(url, '^[a-z]+://([^/?#:]+)', 1)), ''), '(no host)')"
-
-
-class IngestReport(Report):
-    """What the source contained, and what became of it.
-
-    Attributes:
-        num_files: of the source.
-        num_pages: pages with pairs.
-        num_pages_in_archive: all pages.
-        counts: of the scan: what was not read (`_NOT_READ`), `files_left_out` of a folder, and texts and page URLs that
-            were cut at what data/raw stores (`align.pairs.text.MAX_CHARACTERS`).
-        num_pairs: rows written.
-        num_images: distinct images stored.
-        num_retryable: pairs whose failure may be temporary.
-        files_damaged: files that are cut off or damaged, each with what is wrong; only their readable parts were taken.
-        files_quarantined: files of the source that were left out, since reading them killed a worker process.
-        outcomes: number per outcome of the records of web archives that hold a response, see
-            `align.ingest.sources.outcomes`.
-        num_other_records: of web archives, such as requests.
-        statuses: pairs per status.
-        errors: pairs per error message, without the details after a colon.
-        text_sources: pairs per source of the text, such as `alt`.
-        hosts: for the hosts with most pairs, pairs per error (or `success`).
-        licences: for those that most pages state, pairs with a picture. It is not written if there are none.
-    """
-
-    num_files: int
-    num_pages: int
-    num_pages_in_archive: int
-    counts: dict[str, int]
-    num_pairs: int
-    num_images: int
-    num_retryable: int
-    files_damaged: list[str]
-    files_quarantined: list[str]
-    outcomes: dict[str, int]
-    num_other_records: int
-    statuses: dict[str, int]
-    errors: dict[str, int]
-    text_sources: dict[str, int]
-    hosts: dict[str, dict[str, int]]
-    licences: dict[str, int] = Field(default={}, exclude_if=lambda found: not found)
-
-    @property
-    def num_not_fetched(self) -> int:
-        """Pairs whose picture was not asked for, since no text of it can pass the filter."""
-        return self.statuses.get(NOT_FETCHED, 0)
-
-    @property
-    def num_to_fetch(self) -> int:
-        """All other pairs: shares of success are shares of these."""
-        return self.num_pairs - self.num_not_fetched
 
 
 #: Counts of a scan that say what of the source gave no pairs.
@@ -206,26 +178,21 @@ def read_as_stored(report: IngestReport) -> list[tuple[str, int]]:
 def summarise(
     sql: Engine, raw: Path, counts: dict[str, int], num_files: int, quarantined: Sequence[str] = ()
 ) -> IngestReport:
-    """Counts over all rows of a folder of shards.
-
-    Args:
-        sql: an engine.
-        raw: the folder.
-        counts: from scanning the source, see `IngestPlan.counts`.
-        num_files: of the source.
-        quarantined: those of them that were left out.
-    """
+    """Counts over all rows of a data/raw; `counts` are of the scan (`IngestPlan.counts`)."""
     sql.view("raw", raw / "*.parquet")
     sql.table("tally", f"""
         SELECT status, coalesce(split_part(error_message, ':', 1), '{SUCCESS}') AS error, text_source, {_HOST} AS host,
                count(*) AS num, count(*) FILTER (retryable) AS num_retryable
         FROM raw GROUP BY ALL
     """)  # fmt: skip
-    num_pairs, num_retryable = sql.rows("SELECT sum(num), sum(num_retryable) FROM tally")[0]
+
+    def sums(what: str, where: str = "TRUE") -> dict[str, int]:
+        found = sql.rows(f"SELECT {what}, sum(num) FROM tally WHERE {where} GROUP BY 1 ORDER BY 1")
+        return {name: int(number) for name, number in found}
+
+    num_pairs, num_retryable = map(int, sql.rows("SELECT sum(num), sum(num_retryable) FROM tally")[0])
     num_images, num_pages = sql.rows("SELECT count(DISTINCT sha256), count(DISTINCT page_url) FROM raw")[0]
-    statuses = dict(sql.rows("SELECT status, sum(num) FROM tally GROUP BY status ORDER BY status"))
-    errors = sql.rows(f"SELECT error, sum(num) FROM tally WHERE error <> '{SUCCESS}' GROUP BY error ORDER BY error")
-    sources = sql.rows("SELECT coalesce(text_source, 'none'), sum(num) FROM tally GROUP BY 1 ORDER BY 1")
+    statuses = sums("status")
     hosts: dict[str, dict[str, int]] = {}
     for host, error, num in sql.rows(f"""
         SELECT host, error, sum(num) AS num FROM tally WHERE host IN (
@@ -239,34 +206,32 @@ def summarise(
             SELECT licence, count(*) FROM raw WHERE status = '{SUCCESS}' AND licence IS NOT NULL
             GROUP BY licence ORDER BY count(*) DESC, licence LIMIT {NUM_HOSTS}
         """)  # fmt: skip
-    num_to_fetch = int(num_pairs) - int(statuses.get(NOT_FETCHED, 0))
-    metrics: dict[str, float | int] = {
-        "ingest/num_pages": num_pages,
-        "ingest/num_pairs": int(num_pairs),
-        "ingest/num_images": num_images,
-        "ingest/num_retryable": int(num_retryable),
-        "ingest/success_rate": round(int(statuses.get(SUCCESS, 0)) / max(1, num_to_fetch), 6),
-        **{
-            f"ingest/status/{name}": int(statuses.get(name, 0))
-            for name in (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED)
-        },
-    }
-    return IngestReport(
-        metrics=metrics,
+    report = IngestReport(
+        metrics={},
         num_files=num_files,
         num_pages=num_pages,
         num_pages_in_archive=counts.get("pages", num_pages),
         counts={name: number for name, number in counts.items() if number and ": " not in name},
-        num_pairs=int(num_pairs),
+        num_pairs=num_pairs,
         num_images=num_images,
-        num_retryable=int(num_retryable),
+        num_retryable=num_retryable,
         files_damaged=damage_in(counts),
         files_quarantined=list(quarantined),
         outcomes=outcomes_in(counts),
         num_other_records=counts.get(OTHER_RECORDS, 0),
         hosts=hosts,
-        statuses={key: int(num) for key, num in statuses.items()},
-        errors={key: int(num) for key, num in errors},
-        text_sources={key: int(num) for key, num in sources},
+        statuses=statuses,
+        errors=sums("error", f"error <> '{SUCCESS}'"),
+        text_sources=sums("coalesce(text_source, 'none')"),
         licences=dict(licences),
     )
+    metrics: dict[str, float | int] = {
+        "ingest/num_pages": num_pages,
+        "ingest/num_pairs": num_pairs,
+        "ingest/num_images": num_images,
+        "ingest/num_retryable": num_retryable,
+        "ingest/success_rate": round(statuses.get(SUCCESS, 0) / max(1, report.num_to_fetch), 6),
+    }
+    for name in (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED):
+        metrics[f"ingest/status/{name}"] = statuses.get(name, 0)
+    return report.model_copy(update={"metrics": metrics})

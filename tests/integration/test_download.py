@@ -42,29 +42,28 @@ def server():
 def test_a_picture(server):
     start = time.monotonic()
     fetched = fetch_one(server.url("/good.jpg?width=3#top"))
-    assert (fetched.data, fetched.error, fetched.http_status, fetched.num_attempts) == (PICTURE, None, 200, 1)
-    assert fetched.url.endswith("#top") and fetched.host == f"127.0.0.1:{server.port}"
+    assert (fetched.data, fetched.error, fetched.num_attempts) == (PICTURE, None, 1)
+    assert fetched.url.endswith("#top")
     assert 0 < fetched.wall_s <= time.monotonic() - start
     assert server.requests == [f"127.0.0.1:{server.port}/good.jpg?width=3"]
     assert server.agents == {config().user_agent.lower()}
 
 
-@pytest.mark.parametrize(("route", "error", "status"), [
-    (slow_loris(0.05), "timed out: after", 200),
-    (silent, "timed out: no answer", None),
-    (breaks_off(PICTURE, 5000), "truncated: connection lost after 5,000 bytes", 200),
-    (breaks_off(PICTURE, 5000, reset=True), "truncated: connection lost", 200),
-    (response(gzip.compress(PICTURE)[:-30], Content_Encoding="gzip"), "truncated: gzip data end early", 200),
-    (response(b"", 500), "HTTP 500", 500),
-    (response(b"sorry" * 100_000, 503), "HTTP 503", 503),
+@pytest.mark.parametrize(("route", "error"), [
+    (slow_loris(0.05), "timed out: after"),
+    (silent, "timed out: no answer"),
+    (breaks_off(PICTURE, 5000), "truncated: connection lost after 5,000 bytes"),
+    (breaks_off(PICTURE, 5000, reset=True), "truncated: connection lost"),
+    (response(gzip.compress(PICTURE)[:-30], Content_Encoding="gzip"), "truncated: gzip data end early"),
+    (response(b"", 500), "HTTP 500"),
+    (response(b"sorry" * 100_000, 503), "HTTP 503"),
 ])  # fmt: skip
-def test_what_may_pass_is_retried(server, route, error, status):
+def test_what_may_pass_is_retried(server, route, error):
     server.routes["/x.jpg"] = route
     fetched = fetch_one(server.url("/x.jpg"), server)
     assert fetched.error and fetched.error.startswith(error)
     assert (fetched.data, fetched.retryable, fetched.num_attempts) == (None, True, 3)
     assert server.count("/x.jpg") == 3
-    assert fetched.http_status == status
 
 
 @pytest.mark.parametrize(("route", "error"), [

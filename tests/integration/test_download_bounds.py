@@ -66,7 +66,7 @@ def test_a_host_is_looked_at_a_few_times_however_many_there_are(monkeypatch, dea
         for _ in range(2):
             assert {fetched.error for fetched in downloader.fetch(urls)} == {"connection refused"}
         assert looks <= 4 * 2 * len(urls)  # once they were half of 2,000 squared
-        assert len(downloader._schedule._hosts) <= 2 * len(urls) + 100
+        assert len(downloader._schedule.hosts) <= 2 * len(urls) + 100
 
 
 def test_a_forgotten_host_is_still_not_asked_before_its_time(monkeypatch, server):
@@ -80,7 +80,7 @@ def test_a_forgotten_host_is_still_not_asked_before_its_time(monkeypatch, server
         assert fetched.error == "HTTP 429: to be asked again in 1,000 s"
         monkeypatch.setattr(hosts, "_MAX_BARRED", 0)
         list(downloader.fetch([f"http://a{i}.test/x.jpg" for i in range(20)]))
-        assert len(downloader._schedule._hosts) < 40
+        assert len(downloader._schedule.hosts) < 40
         (fetched,) = downloader.fetch(["http://busy.test/x.jpg"])
         assert fetched.error is None  # nothing is remembered for ever
 
@@ -135,7 +135,7 @@ def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch, server):
     urls = [f"http://{name}/{i}.jpg" for name in names for i in ("a", "b", "x")]
     with Downloader(config(obey_robots=True, max_connections=20), curl_options=any_host(server)) as downloader:
         results = {fetched.url: fetched for fetched in downloader.fetch(urls)}
-        kept = [host.rules.num_bytes for host in downloader._schedule._hosts if host.rules is not None]
+        kept = [host.rules.num_bytes for host in downloader._schedule.hosts if host.rules is not None]
     assert sum(kept) <= 1 << 20
     errors = {url: fetched.error for url, fetched in results.items()}
     for name in names:

@@ -255,7 +255,6 @@ def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server):
     assert len(results) == 2000
     codes = Counter("ok" if fetched.error is None else fetched.error.partition(":")[0] for fetched in results)
     assert codes == {"ok": 1700, "timed out": 100, "truncated": 100, "HTTP 404": 100}
-    assert Counter(fetched.host for fetched in results) == {f"host{i}.test": 100 for i in range(20)}
     assert sum(fetched.num_attempts for fetched in results) == 2000 + 100 * 3
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from align.ingest.download import Downloader
 from tests.support.downloads import config
@@ -30,7 +31,7 @@ def main(count, folder):
     limits = config(num_retries=0, connect_timeout_s=8.0, timeout_s=60.0, max_connections=256)
     with Downloader(limits) as downloader:
         for fetched in downloader.fetch(f"http://{i}.{'fast' if i % 2 else 'slow'}/x.jpg" for i in range(count)):
-            outcomes[f"{fetched.host.partition('.')[2]} {fetched.error}"] += 1
+            outcomes[f"{urlsplit(fetched.url).hostname.partition('.')[2]} {fetched.error}"] += 1
         print(json.dumps(outcomes), flush=True)
         os._exit(0)  # libcurl would wait for the slow names
 

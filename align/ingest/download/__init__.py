@@ -2,8 +2,7 @@
 
 downloader   the loop: starts requests and handles their outcomes
 exchange     what an answer means, and how many bytes of answers are in memory
-schedule     which request comes next
-hosts        the state of a host: its queue, its limits, when it may be asked again
+hosts        which request comes next: the queue of each host, its limits, when it may be asked again
 slow_hosts   what is said of hosts that get too many requests
 
 One request on libcurl, the addresses that may be asked, and what a failure means are in `align.web`.

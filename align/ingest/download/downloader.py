@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urljoin
 
@@ -25,8 +24,7 @@ import pycurl
 from align.config.ingest import DownloadConfig
 from align.ingest import robots
 from align.ingest.download.exchange import MAX_HEADER_BYTES, Budget, judge, location_of
-from align.ingest.download.hosts import Ask, Host, Job
-from align.ingest.download.schedule import Schedule
+from align.ingest.download.hosts import Ask, Host, Job, Schedule
 from align.ingest.download.slow_hosts import SlowHosts
 from align.web.addresses import MAX_REDIRECTS, Target, address_policy, target_of
 from align.web.connection import Connection
@@ -35,29 +33,15 @@ from align.web.failure import Failure
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The outcome of a URL.
+    """The outcome of a URL."""
 
-    Attributes:
-        url: as given.
-        data: the picture's bytes, content encoding undone; None if there is an error.
-        error: a short, stable code, and details after a colon; None if there is a picture, or `moved`.
-        retryable: the failure may be temporary.
-        num_attempts: requests, redirects not counted; 0 if the URL was refused before the first one.
-        http_status: of the last answer, if there was one.
-        host: with the port, unless it is the default of the scheme; empty if the URL has no host.
-        wall_s: since the start of the first attempt, waits included.
-        moved: it was redirected to a host that somebody else asks.
-    """
-
-    url: str
-    data: bytes | None
-    error: str | None
-    retryable: bool
-    num_attempts: int
-    http_status: int | None
-    host: str
-    wall_s: float
-    moved: Ask | None = None
+    url: str  # as given
+    data: bytes | None  # the picture, content encoding undone
+    error: str | None  # a short, stable code, and details after a colon; None: a picture, or `moved`
+    retryable: bool  # the failure may be temporary
+    num_attempts: int  # requests, redirects not counted; 0: the URL was refused before the first one
+    wall_s: float  # since the start of the first attempt, waits included
+    moved: Ask | None = None  # it was redirected to a host that somebody else asks
 
 
 _EVENTS = {
@@ -75,10 +59,7 @@ class Transfers:
 
     There are as many multi handles as it takes to resolve the names of all transfers at the same time, and a host
     always has the same one. With only one, ten names whose servers do not answer make all other hosts time out.
-
-    Args:
-        max_connections: transfers at a time; with the idle connections that are kept, there are about twice as many.
-        max_per_host: transfers at a time to one host.
+    With the idle connections that are kept, there are about twice `max_connections`.
     """
 
     def __init__(self, max_connections: int, max_per_host: int) -> None:
@@ -99,15 +80,10 @@ class Transfers:
         """Starts a transfer from that host; `wait` continues it."""
         self._multis[zlib.crc32(origin.encode()) % len(self._multis)].add_handle(easy)
 
-    def remove(self, easy: Any) -> None:
-        """Ends a transfer, finished or not."""
-        easy.multi().remove_handle(easy)
-
     def wait(self, timeout_s: float) -> Iterator[tuple[Any, int, str]]:
         """Continues the transfers, and waits at most `timeout_s` seconds for something to happen.
 
-        Yields:
-            Each finished transfer: its easy handle, libcurl's code (0: no error) and libcurl's message.
+        Yields each finished transfer: its easy handle, libcurl's code (0: no error) and libcurl's message.
         """
         if due := [timer for timer in self._timers if timer is not None]:
             timeout_s = min(timeout_s, min(due) - time.monotonic())
@@ -195,33 +171,26 @@ class Downloader:
         self._schedule = Schedule(
             config.max_connections_per_host, config.max_requests_per_host_per_s, obey_robots=config.obey_robots
         )
-        self._connections: list[Connection] = []
         self._idle: list[Connection] = []
+        self._active: dict[Connection, tuple[Job, Host]] = {}
+        self._results: deque[Fetched] = deque()
+        self._num_open = 0
         self._held_s = 0.0
         self._swept_s = 0.0
         self._is_fetching = False
-        self._clear()
-
-    def _clear(self) -> None:
-        self._active: dict[Connection, tuple[Job, Host]] = {}
-        self._num_open = 0
-        self._results: deque[Fetched] = deque()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes all connections."""
         self._abandon()
         self._transfers.close()
-        for connection in self._connections:
+        for connection in self._idle:
             connection.close()
-        self._connections.clear()
         self._idle.clear()
 
     def fetch(self, urls: Iterable[str | Ask]) -> Generator[Fetched]:
@@ -321,7 +290,7 @@ class Downloader:
         self._transfers.add(connection.easy, host.target.origin)
 
     def _new_connection(self) -> Connection:
-        connection = Connection(
+        return Connection(
             self._config.user_agent,
             self._config.connect_timeout_s,
             self._may_connect,
@@ -329,8 +298,6 @@ class Downloader:
             max_header_bytes=MAX_HEADER_BYTES,
             admit=self._budget.admit,
         )
-        self._connections.append(connection)
-        return connection
 
     # Handling outcomes.
 
@@ -379,7 +346,7 @@ class Downloader:
         self._schedule.offer(host)
 
     def _put_back(self, connection: Connection) -> None:
-        self._transfers.remove(connection.easy)
+        connection.easy.multi().remove_handle(connection.easy)
         self._budget.release(connection)
         connection.release()
         self._idle.append(connection)
@@ -442,7 +409,7 @@ class Downloader:
                 host.close(Failure(error, outcome.retryable, status=outcome.status), now + self._config.deadline_s)
         if isinstance(outcome, bytes):
             rules = robots.rules_for(self._token, outcome)
-            if not self._schedule.keep_rules(host, rules, now + robots.LIFETIME_S):
+            if not self._schedule.hosts.keep_rules(host, rules, now + robots.LIFETIME_S):
                 host.close(Failure("robots.txt: too large to keep now", retryable=True), now + self._config.deadline_s)
         self._schedule.offer(host)
 
@@ -459,8 +426,6 @@ class Downloader:
                 failure.error if failure else None,
                 failure is not None and failure.retryable,
                 job.num_attempts if job else 0,
-                job.status if job else None,
-                job.first.host if job else "",
                 wall_s,
                 outcome if isinstance(outcome, Ask) else None,
             )
@@ -473,4 +438,6 @@ class Downloader:
             self._put_back(connection)
         self._schedule.clear()
         self._budget.used = 0
-        self._clear()
+        self._active.clear()
+        self._results.clear()
+        self._num_open = 0

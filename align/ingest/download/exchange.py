@@ -17,18 +17,13 @@ class Budget:
     """Bytes of bodies in memory. Beyond the limit one transfer continues, and the others pause until it ends.
 
     So memory is bounded by `limit` plus one picture, and there is no deadlock.
-
-    Attributes:
-        used: bytes of bodies under way and of results that the caller does not have yet.
-        leader: the transfer that continues beyond the limit.
-        paused: the transfers that wait for it; none without a leader.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.used = 0
-        self.leader: Connection | None = None
-        self.paused: list[Connection] = []
+        self.used = 0  # by bodies under way, and results that the caller does not have yet
+        self.leader: Connection | None = None  # continues beyond the limit
+        self.paused: list[Connection] = []  # wait for the leader; none without one
 
     @property
     def is_full(self) -> bool:
@@ -66,9 +61,7 @@ def location_of(connection: Connection) -> str | None:
 def judge(connection: Connection, token: str | None) -> Failure | None:
     """What is wrong with an answer whose headers are there.
 
-    Args:
-        connection: that got it.
-        token: of our user agent; None: what its headers say to robots does not apply.
+    `token` is that of our user agent; None: what its headers say to robots does not apply.
     """
     if connection.status != 200:
         if location_of(connection) is not None:

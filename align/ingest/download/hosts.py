@@ -1,4 +1,4 @@
-"""The state of a host: its queue, its limits, when it may be asked again. A host is a scheme, a name and a port.
+"""Which request comes next: hosts take turns, each within its limits. A host is a scheme, a name and a port.
 
 A crawl names millions of hosts, most of them once, and a third of them dead. So `Hosts` looks at few of them at a time,
 and remembers a limited number of those without jobs.
@@ -29,84 +29,48 @@ _LOOKS: Final = 4
 
 
 class Ask(NamedTuple):
-    """What is asked for.
+    """What is asked for."""
 
-    Attributes:
-        url: names it.
-        target: the address to request: `url`, or what that was redirected to.
-        num_redirects: so far.
-    """
-
-    url: str
-    target: str
-    num_redirects: int = 0
+    url: str  # names it
+    target: str  # the address to request: `url`, or what that was redirected to
+    num_redirects: int = 0  # so far
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A picture to fetch, or a robots.txt.
-
-    Attributes:
-        ask: as given.
-        target: the URL to request next: the first one, or the target of a redirect.
-        first: the first one.
-        robots_of: the host whose robots.txt this is; None for a picture.
-        started_s, deadline_s: on the downloader's clock; None before the first attempt.
-        attempt_s: when the current attempt started.
-        expires_s: when the current request times out.
-        left_s: the attempt's remaining time after redirects.
-        num_attempts: so far.
-        num_redirects: of the current attempt, with those before it.
-        status: of the last answer.
-        failure: of the last attempt.
-    """
+    """A picture to fetch, or a robots.txt. Times are on the downloader's clock."""
 
     ask: Ask
-    target: Target
+    target: Target  # to request next: the first one, or the target of a redirect
     first: Target
-    robots_of: Host | None = None
-    started_s: float | None = None
+    robots_of: Host | None = None  # the host whose robots.txt this is; None for a picture
+    started_s: float | None = None  # None before the first attempt
     deadline_s: float = 0.0
-    attempt_s: float = 0.0
-    expires_s: float = 0.0
-    left_s: float = 0.0
+    attempt_s: float = 0.0  # when the current attempt started
+    expires_s: float = 0.0  # when the current request times out
+    left_s: float = 0.0  # the attempt's remaining time after redirects
     num_attempts: int = 0
-    num_redirects: int = 0
-    status: int | None = None
-    failure: Failure | None = None
+    num_redirects: int = 0  # of the current attempt, with those before it
+    status: int | None = None  # of the last answer
+    failure: Failure | None = None  # of the last attempt
 
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """A host's queue and limits.
+    """A host's queue and limits."""
 
-    Attributes:
-        target: an address of it.
-        limit: most requests under way, ever.
-        queue: jobs to start.
-        robots_queue: jobs for a robots.txt, of this host or of one that redirects here; they go first.
-        num_active: requests under way.
-        max_active: most requests under way: halved when the host says that it is busy, then slowly raised again.
-        free_at_s: no request starts before this time.
-        is_listed: it waits for its turn or for `free_at_s`.
-        rules: of its robots.txt for us; None: not known yet.
-        rules_until_s: until when these hold.
-        asks_robots: its robots.txt is being fetched.
-        closed: it is given up until `closed_until_s`: all its jobs fail with this.
-    """
-
-    target: Target
-    limit: int
+    target: Target  # an address of it
+    limit: int  # most requests under way, ever
     queue: deque[Job] = field(default_factory=deque)
-    robots_queue: deque[Job] = field(default_factory=deque)
-    num_active: int = 0
-    max_active: int = field(init=False)
-    free_at_s: float = 0.0
-    is_listed: bool = False
-    rules: Rules | None = None
+    robots_queue: deque[Job] = field(default_factory=deque)  # of it or of one that redirects here; they go first
+    num_active: int = 0  # requests under way
+    max_active: int = field(init=False)  # halved when the host says that it is busy, then slowly raised again
+    free_at_s: float = 0.0  # no request starts before this time
+    is_listed: bool = False  # it waits for its turn or for `free_at_s`
+    rules: Rules | None = None  # of its robots.txt for us; None: not known yet
     rules_until_s: float = 0.0
-    asks_robots: bool = False
-    closed: Failure | None = None
+    asks_robots: bool = False  # its robots.txt is being fetched
+    closed: Failure | None = None  # it is given up until `closed_until_s`: all its jobs fail with this
     closed_until_s: float = 0.0
     _num_failures: int = 0
 
@@ -124,14 +88,9 @@ class Host:
         self.max_active = min(self.limit, self.max_active + 1)
 
     def failed(self, why: Failure, now: float, *, wait_s: float, longest_wait_s: float, max_failures: int) -> None:
-        """Records a failure that may be temporary.
+        """Records a failure that may be temporary: a busy host is not asked for `wait_s`.
 
-        Args:
-            why: what happened.
-            now: on the downloader's clock.
-            wait_s: before the next request, if the host is busy.
-            longest_wait_s: a host that asks for a longer wait is given up until that wait is over.
-            max_failures: after this many failures in a row it is given up, too.
+        The host is given up after `max_failures` in a row; if it asks for more than `longest_wait_s`, until then.
         """
         self._num_failures += 1
         if why.busy:
@@ -162,10 +121,7 @@ class Hosts:
     """The hosts that are remembered. An operation costs the same for any number of them.
 
     A host without jobs may be forgotten, the longest unused first. If it may not be asked yet, that is still
-    remembered.
-
-    Args:
-        max_per_host: most requests under way to one host.
+    remembered. `max_per_host`: most requests under way to one host.
     """
 
     def __init__(self, max_per_host: int) -> None:
@@ -232,3 +188,97 @@ class Hosts:
 
 def _size_of(host: Host) -> int:
     return 0 if host.rules is None else host.rules.num_bytes
+
+
+class Schedule:
+    """The waiting jobs, by host.
+
+    Most requests to one host: `max_per_host` under way, `rate_per_host` started per second (None: no limit).
+    """
+
+    def __init__(self, max_per_host: int, rate_per_host: float | None, *, obey_robots: bool) -> None:
+        self._pause_s = 1 / rate_per_host if rate_per_host else 0.0
+        self._obey_robots = obey_robots
+        self.hosts = Hosts(max_per_host)
+        self._ready: deque[Host] = deque()
+        self._timers: list[tuple[float, int, Host | Job]] = []
+        self._num_timers = 0
+
+    def add(self, job: Job, *, first: bool = False) -> None:
+        """Queues a job at the host of its target, at the end or at the front."""
+        host = self.hosts.of(job.target)
+        queue = host.queue if job.robots_of is None else host.robots_queue
+        if first:
+            queue.appendleft(job)
+        else:
+            queue.append(job)
+        self.offer(host)
+
+    def offer(self, host: Host) -> None:
+        """Gives the host a turn; to be called when it may be able to start a job."""
+        if not host.is_listed and (host.queue or host.robots_queue):
+            host.is_listed = True
+            self._ready.append(host)
+
+    def next(self, now: float) -> tuple[Job, Host] | None:
+        """The job to start, or to refuse if its host is closed; None if no job may start now."""
+        self.hosts.expire(now)
+        while self._timers and self._timers[0][0] <= now:
+            _, _, what = heapq.heappop(self._timers)
+            if isinstance(what, Job):
+                self.add(what, first=True)
+            else:
+                self._ready.append(what)
+        while self._ready:
+            host = self._ready.popleft()
+            host.is_listed = False
+            is_closed = host.is_closed(now)
+            if host.num_active >= host.max_active and not is_closed:
+                continue  # offered again when one of its requests ends
+            if host.free_at_s > now and not is_closed:
+                host.is_listed = True
+                self.later(host.free_at_s, host)
+                continue
+            job = self._job_of(host, now, is_closed=is_closed)
+            if job is None:
+                continue  # offered again when robots.txt has arrived
+            self.offer(host)
+            return job, host
+        return None
+
+    def started(self, host: Host, now: float) -> None:
+        """Records that a request to the host was started."""
+        host.num_active += 1
+        if self._pause_s:
+            host.free_at_s = max(host.free_at_s, now) + self._pause_s
+
+    def _job_of(self, host: Host, now: float, *, is_closed: bool) -> Job | None:
+        if host.robots_queue:
+            return host.robots_queue.popleft()
+        if not host.queue:
+            return None
+        if self._obey_robots and not is_closed and (host.rules is None or now >= host.rules_until_s):
+            if host.asks_robots:
+                return None
+            host.asks_robots = True
+            target = Target(f"{host.target.origin}/robots.txt", host.target.origin, host.target.host)
+            return Job(Ask(target.url, target.url), target, target, robots_of=host)
+        return host.queue.popleft()
+
+    def wait_s(self, now: float, at_most: float) -> float:
+        """Seconds until the next timer, at most `at_most`."""
+        return min(at_most, max(0.0, self._timers[0][0] - now)) if self._timers else at_most
+
+    def clear(self) -> None:
+        """Forgets all jobs, but keeps the rules and limits of hosts."""
+        for host in self.hosts:
+            host.queue.clear()
+            host.robots_queue.clear()
+            host.num_active, host.is_listed, host.asks_robots = 0, False, False
+        self._ready.clear()
+        self._timers.clear()
+
+    def later(self, when_s: float, what: Host | Job) -> None:
+        """At that time gives the host a turn, or queues the job at the front."""
+        self._num_timers += 1  # equal times: in order of their setting
+        heapq.heappush(self._timers, (when_s, self._num_timers, what))

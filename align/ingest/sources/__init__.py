@@ -23,14 +23,11 @@ from align.interfaces.store import Files
 
 
 class Source(Protocol):
-    """One source. Can be pickled: worker processes get a copy without its open files. Threads must not share it.
+    """One source. Can be pickled: worker processes get a copy without its open files. Threads must not share it."""
 
-    Attributes:
-        files: the units of scanning, in order of their names; each can be scanned separately.
-        inputs: every file that decides the pairs; when one changes, unfinished work starts again.
-    """
-
+    #: The units of scanning, in order of their names; each can be scanned separately.
     files: list[str]
+    #: Every file that decides the pairs; when one changes, unfinished work starts again.
     inputs: list[str]
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
@@ -75,15 +72,9 @@ def open_source(config: IngestConfig, location: str, files: Files) -> Source:
 
 
 def require_seen_by_dvc(source: Source, location: str, raw: Path) -> None:
-    """Refuses a single table that names pictures beside it: as a dependency, DVC would look only at the table.
+    """Raises DataError for a single table that names pictures beside it: DVC would not see a change of these.
 
-    Args:
-        source: of the location.
-        location: `paths.archive`. A list of files stands for those in it.
-        raw: the out, which is not part of a dependency.
-
-    Raises:
-        DataError: DVC would not see a change of the pictures.
+    `location` is `paths.archive`, where a list of files stands for those in it; `raw` is the out.
     """
     if location.lower().endswith((".paths", ".paths.gz")) or is_folder(location, source.inputs):
         return

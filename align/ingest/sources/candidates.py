@@ -16,38 +16,21 @@ from align.pairs.urls import address_of
 
 
 class Candidate(NamedTuple):
-    """One pair: a row of CANDIDATES, in the order of the file.
+    """One pair: a row of CANDIDATES, in the order of the file."""
 
-    Attributes:
-        url: canonical; for pictures on disk or in a tar, a name that is unique in the source.
-        text: as the source has it, entities decoded.
-        text_source: alt, figcaption, title, aria-label, or the column or file that the text is from.
-        page_url: None if the source does not name the page.
-        problem: why there can be no picture (such as `invalid URL`); else None.
-        file: the file with the bytes, as the source's `read` takes it; None if they have to be fetched by the url.
-        offset: in the file.
-        inline: the bytes themselves (of a data: URI); else None.
-        status: of a row with a problem, where the source says it: as in data/raw; None: failed to download.
-        original_width: in pixels, where the source shrank the picture and says so; else None.
-        original_height: the same.
-        stated_sha256: of the bytes before the source changed them, where it says so; else None.
-        licence: what its page says, see `rights.Rights`.
-        reservation: the same.
-    """
-
-    url: str
-    text: str
-    text_source: str | None
+    url: str  # canonical; for pictures on disk or in a tar, a name that is unique in the source
+    text: str  # as the source has it, entities decoded
+    text_source: str | None  # alt, figcaption, title, aria-label, or the column or file that the text is from
     page_url: str | None = None
-    problem: str | None = None
-    file: str | None = None
+    problem: str | None = None  # why there can be no picture (such as `invalid URL`)
+    file: str | None = None  # with the bytes, as the source's `read` takes it; None: they are fetched by the url
     offset: int | None = None
-    inline: bytes | None = None
-    status: str | None = None
-    original_width: int | None = None
+    inline: bytes | None = None  # the bytes themselves (of a data: URI)
+    status: str | None = None  # as in data/raw, of a row with a problem, where the source says it; None: no download
+    original_width: int | None = None  # in pixels, where the source shrank the picture and says so
     original_height: int | None = None
-    stated_sha256: str | None = None
-    licence: str | None = None
+    stated_sha256: str | None = None  # of the bytes before the source changed them, where it says so
+    licence: str | None = None  # what its page says, see `rights.Rights`
     reservation: str | None = None
 
 
@@ -62,14 +45,8 @@ def bounded(row: Candidate) -> Candidate:
 
     Texts, page URLs and notes are cut. A pair whose own address is too long has no picture.
     """
-    longest = _MAX_NOTE_CHARACTERS
-    if (
-        len(row.url) <= longest
-        and len(row.text) <= longest
-        and (row.page_url is None or len(row.page_url) <= longest)
-        and (row.text_source is None or len(row.text_source) <= longest)
-        and (row.problem is None or len(row.problem) <= longest)
-    ):
+    strings = (row.url, row.text, row.page_url, row.text_source, row.problem)
+    if max(map(len, filter(None, strings)), default=0) <= _MAX_NOTE_CHARACTERS:
         return row
     url, problem, _ = address_of(row.url)
     return row._replace(
@@ -89,27 +66,17 @@ def num_cut(candidates: pa.RecordBatch) -> dict[str, int]:
 
 
 #: Fields of a Candidate that are no text.
-_NO_STRINGS = {
-    "offset": pa.int64(),
-    "inline": pa.binary(),
-    "original_width": pa.int32(),
-    "original_height": pa.int32(),
-}
+_NO_STRINGS = {"offset": pa.int64(), "inline": pa.binary(), "original_width": pa.int32(), "original_height": pa.int32()}
 CANDIDATES = pa.schema([(name, _NO_STRINGS.get(name, pa.string())) for name in Candidate._fields])
 
 #: One row per response of a web archive, pages included.
-#:   url           canonical
-#:   status        HTTP status, 0 if the record has none
-#:   location      canonical target of a redirect; else null
-#:   file, offset  of the record, for `read`
-#:   reservation   of its headers, see `rights.Rights`
 RESPONSES = pa.schema(
     [
-        ("url", pa.string()),
-        ("status", pa.int32()),
-        ("location", pa.string()),
-        ("file", pa.string()),
+        ("url", pa.string()),  # canonical
+        ("status", pa.int32()),  # of HTTP, 0 if the record has none
+        ("location", pa.string()),  # canonical target of a redirect; else null
+        ("file", pa.string()),  # and offset: of the record, for `read`
         ("offset", pa.int64()),
-        ("reservation", pa.string()),
+        ("reservation", pa.string()),  # of its headers, see `rights.Rights`
     ]
 )

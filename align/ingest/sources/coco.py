@@ -52,11 +52,7 @@ class Coco:
         self._within = {folder: Within(folder) for folder in self._folders}
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """See `Source`; also counts rows_of_other_splits.
-
-        Raises:
-            DataError: the file is not JSON of either kind, or has no picture of `ingest.splits`.
-        """
+        """See `Source`; also counts rows_of_other_splits. A file without a picture of `ingest.splits` is an error."""
         pictures = self._pictures(file, counts)
         usual = self._usual_folder(file, pictures)
         batches = Batches()

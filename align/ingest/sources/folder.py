@@ -30,7 +30,6 @@ from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import (
     IMPOSSIBLE,
     NEAR_TABLES,
-    Found,
     PictureFiles,
     below,
     folder_of,
@@ -38,7 +37,7 @@ from align.ingest.sources.picture_files import (
     is_folder,
     read_picture,
 )
-from align.ingest.sources.reading import Batches, Within, is_file, is_local
+from align.ingest.sources.reading import Batches, Within, is_file, is_local, is_on_web
 from align.ingest.sources.tables import Tables, WrittenPairs, add_pairs
 from align.ingest.sources.texts import TOO_MANY, Sourced
 from align.interfaces.store import Files
@@ -64,7 +63,7 @@ class Folder:
         """Raises DataError when the location has no picture with a text."""
         self._tables = Tables(config, files, PICTURE_COLUMNS)
         listed = [location] if self._is_table(files, location) else files.list(location, (), config.paths_root)
-        if any(file.lower().startswith(("https://", "http://")) for file in listed):
+        if any(map(is_on_web, listed)):
             raise DataError(f"{location}: a web server lists no files; copy the pictures to a folder or s3://")
         self._config, self._location, self._store = config, location, files
         self._folder = folder_of(location, listed)
@@ -128,7 +127,8 @@ class Folder:
             return DataError(f"{where}: {of}{errors[0]}" if of else str(errors[0]))
         if not contents.pictures:
             return DataError(f"{where}: neither a picture nor a table ({_KINDS}) is there; check paths.archive")
-        classes = sorted({name.rpartition("/")[0] for name in contents.names()} - {""})
+        names = (below(self._folder, picture) for picture in contents.pictures)
+        classes = sorted({name.rpartition("/")[0] for name in names} - {""})
         text = f"{where}: {len(contents.pictures):,} pictures without a text: no table ({_KINDS}), no .txt beside any"
         if not classes:
             return DataError(f"{text}; add one of these")
@@ -138,11 +138,7 @@ class Folder:
         )
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """See `Source`; also counts pictures_without_text and files_left_out.
-
-        Raises:
-            DataError: a table is damaged.
-        """
+        """See `Source`; also counts pictures_without_text and files_left_out."""
         listed = self._store.list(file, ()) if self._listed is None else self._listed
         contents = _Contents(self._folder, listed)
         named_by = None if self._alone else contents.pictures.keys()
@@ -151,7 +147,8 @@ class Folder:
         named: set[str] = set()
         for table in self._chosen:
             for pairs in self._tables.rows(table, counts, str):
-                picture = self._picture(table, pairs, pictures)
+                problem = _NO_NAME if not pairs.picture else None if is_file_name(pairs.picture) else _ADDRESS
+                picture = pictures.picture_of(table, pairs, problem)
                 named.add(picture.url)
                 add_pairs(batches, counts, pairs, picture)
                 yield from batches.full()
@@ -176,17 +173,6 @@ class Folder:
         for name in NEAR_TABLES:
             with suppress(DataError):
                 yield from self._store.list(f"{self._folder.rstrip('/')}/{name}/", PICTURE_SUFFIXES)
-
-    def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
-        """The picture of a row of a table."""
-        written = pairs.picture
-        if not written:
-            found = Found(None, _NO_NAME)
-        else:
-            found = pictures.find(table, written) if is_file_name(written) else Found(None, _ADDRESS)
-        path, problem = found.path, pairs.problem or found.problem
-        url = written if path is None else below(self._folder, path)
-        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path)
 
     def _own_text(self, name: str, beside: str | None) -> WrittenPairs | None:
         """The texts of a picture that no table names; None if it has none."""
@@ -214,37 +200,27 @@ class Folder:
 
 
 class _Contents:
-    """What the files of a folder are, by their names.
-
-    Attributes:
-        pictures: picture -> the text beside it, or None; in order.
-        tables: in order.
-        others: neither of these, nor a text beside a picture; also everything outside of the folder that links lead to.
-        perhaps_tables: the others that are tables if they look like one.
-        num_texts: beside pictures.
-    """
+    """What the files of a folder are, by their names, in order."""
 
     def __init__(self, folder: str, files: Sequence[str]) -> None:
-        self._folder = folder
         within = Within(folder)
         shown = [file for file in files if not _is_hidden(below(folder, file)) and within.holds(file)]
         pictures = [file for file in shown if is_picture_name(file)]
         stems = {_stem(picture) for picture in pictures}
         texts = {_stem(file): file for file in shown if file.lower().endswith(tuple(f".{e}" for e in TEXT_EXTENSIONS))}
+        #: Each with the text beside it, or None.
         self.pictures = {picture: texts.get(_stem(picture)) or texts.get(picture) for picture in pictures}
         beside = {text for text in self.pictures.values() if text is not None}
         self.num_texts = len(beside)
         # what is beside a picture under its name mostly describes that picture alone
         self.tables = [file for file in shown if file.lower().endswith(TABLES) and _stem(file) not in stems]
         known = {*pictures, *beside, *self.tables}
+        #: Also everything outside of the folder that links lead to.
         self.others = [file for file in files if file not in known]
+        #: The others that are tables if they look like one.
         self.perhaps_tables = [
             file for file in shown if file not in known and file.lower().endswith((".txt", *_NEVER_OF_ONE_PICTURE))
         ]
-
-    def names(self) -> Iterator[str]:
-        """The pictures, relative to the folder."""
-        return (below(self._folder, picture) for picture in self.pictures)
 
 
 def _is_hidden(name: str) -> bool:

@@ -32,7 +32,7 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
 from align.ingest import limits
-from align.ingest.sources.rights import MARKS, Marks, Rights, of_metas
+from align.ingest.sources.rights import MARKS, Rights, of_page
 from align.ingest.sources.texts import Sourced, distinct
 from align.pairs.text import normalise
 from align.pairs.urls import Address, Resolver
@@ -120,22 +120,15 @@ _Size = tuple[int, float]
 
 
 class PageImage(NamedTuple):
-    """One <img> of a page.
+    """One <img> of a page."""
 
-    Attributes:
-        url: absolute and canonical, or as written where no server could be asked for it; `data:<type>;sha256=<hex>`
-            for a data: URI.
-        text: as the page has it, entities decoded; empty if the page has none.
-        text_source: alt, figcaption, title or aria-label; None if there is no text.
-        problem: why there can be no picture; or None.
-        inline: the bytes of a data: URI; or None.
-    """
-
+    #: Absolute and canonical, or as written where no server could be asked for it; `data:<type>;sha256=<hex>` for a
+    #: data: URI.
     url: str
-    text: str
-    text_source: str | None
-    problem: str | None = None
-    inline: bytes | None = None
+    text: str  # as the page has it, entities decoded; empty if the page has none
+    text_source: str | None  # alt, figcaption, title or aria-label; None if there is no text
+    problem: str | None = None  # why there can be no picture
+    inline: bytes | None = None  # the bytes of a data: URI
 
 
 #: One <img> before its address is resolved: the address as written (empty if the page names none), and the text and
@@ -158,15 +151,36 @@ def page_images(
     Raises:
         TooLarge: the page is beyond a bound.
     """
-    base, written, marks = _written_images(body, http_charset, text_from, every=every)
-    return resolved(written, page_url, base), marks.rights(resolver_of(page_url, base)) if marks else Rights()
+    if not _IMAGE_TAG.search(body) and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return [], Rights()
+    text = decode_html(body, http_charset)
+    limits.check_page(text)
+    document = HTMLTree.parse(_renamed(text)).document
+    if document is None:
+        return [], Rights()
+    # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
+    nodes = document.get_elements_by_tag_name("img").values()
+    if not nodes:
+        return [], Rights()
+    first_base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML
+    base = None if first_base is None else _original(first_base.getattr("href") or "").strip()
+    may_be_lazy = "data-" in text
+    pictures = _Candidates(document, may_be_lazy)
+    captions = _Captions(document) if "figcaption" in text_from else None
+    written: list[WrittenImage] = []
+    for node in nodes:
+        get = partial(_text_of, node, captions) if captions else node.getattr
+        address = _original(_source(node, pictures, may_be_lazy))
+        written += [(address, _original(text), name) for text, name in texts_of_image(get, text_from, every=every)]
+    lower = text.lower()
+    rights = _rights(document, resolver_of(page_url, base)) if any(mark in lower for mark in MARKS) else Rights()
+    return resolved(written, page_url, base), rights
 
 
 def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -> list[PageImage]:
     """The images of a page, addresses resolved; `base` is the href of its <base>, if it has one.
 
-    Raises:
-        TooLarge: the rows have too many characters together.
+    Raises TooLarge if the rows have too many characters together.
     """
     of_each = 2 * len(page_url) + min(len(base or ""), limits.MAX_BASE_CHARACTERS)
     num_characters = of_each * len(written) + sum(len(source) + len(text) for source, text, _ in written)
@@ -204,46 +218,12 @@ def resolver_of(page_url: str, base: str | None) -> Resolver:
     return resolver
 
 
-def _written_images(
-    body: bytes, http_charset: str | None, text_from: Sequence[str], *, every: bool = False
-) -> tuple[str | None, list[WrittenImage], Marks | None]:
-    """The href of the page's <base>, its images, not yet resolved, and what it says of their rights, if anything.
-
-    Raises:
-        TooLarge: the page is beyond a bound.
-    """
-    if not _IMAGE_TAG.search(body) and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return None, [], None
-    text = decode_html(body, http_charset)
-    limits.check_page(text)
-    document = HTMLTree.parse(_renamed(text)).document
-    if document is None:
-        return None, [], None
-    # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
-    nodes = document.get_elements_by_tag_name("img").values()
-    if not nodes:
-        return None, [], None
-    base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML
-    marks = _marks(document, text.lower())
-    may_be_lazy = "data-" in text
-    pictures = _Candidates(document, may_be_lazy)
-    captions = _Captions(document) if "figcaption" in text_from else None
-    images = []
-    for node in nodes:
-        get = partial(_text_of, node, captions) if captions else node.getattr
-        address = _original(_source(node, pictures, may_be_lazy))
-        images += [(address, _original(text), name) for text, name in texts_of_image(get, text_from, every=every)]
-    href = _original(base.getattr("href") or "").strip() if base is not None else None
-    return href, images, marks
-
-
-def _marks(document: Any, text: str) -> Marks | None:
-    if not any(mark in text for mark in MARKS):
-        return None
+def _rights(document: Any, resolver: Resolver) -> Rights:
     metas, *links = (document.get_elements_by_tag_name(name).values() for name in ("meta", f"a{_RENAMED}", "link"))
-    return Marks(
-        of_metas((node.getattr("name") or "", node.getattr("content") or "") for node in metas),
-        [(node.getattr("rel") or "", node.getattr("href") or "") for nodes in links for node in nodes],
+    return of_page(
+        ((node.getattr("name") or "", node.getattr("content") or "") for node in metas),
+        ((node.getattr("rel") or "", node.getattr("href") or "") for nodes in links for node in nodes),
+        resolver,
     )
 
 

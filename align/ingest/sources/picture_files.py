@@ -15,7 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from align.formats.table import PICTURE_SUFFIXES
 from align.ingest.limits import read_at_most
+from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Within, is_file, is_local, is_within, joined, parent
+from align.ingest.sources.tables import WrittenPairs
 from align.interfaces.store import Files
 
 #: Why a row has no picture.
@@ -34,15 +36,10 @@ _MAX_CHARACTERS = 4_096
 
 
 class Found(NamedTuple):
-    """A picture of a table.
+    """A picture of a table."""
 
-    Attributes:
-        path: the file, as `Files` opens it; None: there is none.
-        problem: why; else None.
-    """
-
-    path: str | None
-    problem: str | None = None
+    path: str | None  # the file, as `Files` opens it; None: there is none
+    problem: str | None = None  # why there is none
 
 
 def is_file_name(written: str) -> bool:
@@ -53,9 +50,7 @@ def is_file_name(written: str) -> bool:
 def read_picture(files: Files, file: str, max_bytes: int, folder: str | None) -> bytes | None:
     """A whole file; None if it is missing, or outside the folder, symbolic links resolved.
 
-    Raises:
-        TooLarge: it has more bytes.
-        What `Files` raises.
+    Raises TooLarge if it has more bytes, and what `Files` raises.
     """
     if (folder is not None and not is_within(folder, file)) or not is_file(files, file):
         return None
@@ -73,26 +68,27 @@ class PictureFiles:
         listed: Set[str] | None = None,
         list_pictures: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """
-        Args:
-            files: reads them.
-            folder: no picture outside of it counts.
-            listed: those in the folder; None: `list_pictures` says which are looked for, at the first miss.
-            list_pictures: see `listed`.
+        """No picture outside of `folder` counts.
+
+        `listed` are those in it; None: `list_pictures` says which are looked for, at the first miss.
         """
         self._files, self._folder, self._list_pictures = files, folder, list_pictures
         self._listed = listed
         self._within = Within(folder)
+
+    def picture_of(self, table: str, pairs: WrittenPairs, problem: str | None = None) -> Candidate:
+        """The picture of a row of a table, without its texts; `problem` says why none is looked for."""
+        found = Found(None, problem) if problem else self.find(table, pairs.picture)
+        path, problem = found.path, pairs.problem or found.problem
+        url = pairs.picture if path is None else below(self._folder, path)
+        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path)
 
     def find(self, table: str, written: str) -> Found:
         """The file that a row of a table names, or else with an extension of pictures.
 
         A name is relative to the table's folder, or absolute inside of the folder. If there is no such file, it is
         relative to the folder; and else to folders of usual names beside the table or in the folder.
-
-        Args:
-            table: the file; it is in the folder.
-            written: the name, or a file:// address.
+        `written` may also be a file:// address.
         """
         if len(written) > _MAX_CHARACTERS:
             return Found(None, IMPOSSIBLE)

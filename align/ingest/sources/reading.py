@@ -150,6 +150,11 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
+def is_on_web(uri: str) -> bool:
+    """Whether this is an address of a web server, which lists no folder."""
+    return uri.lower().startswith(("https://", "http://"))
+
+
 def is_within(folder: str, uri: str) -> bool:
     """Whether a file is in a folder, symbolic links resolved. It keeps the machine's other files out of data sets."""
     if is_local(folder):

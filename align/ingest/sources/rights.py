@@ -12,7 +12,7 @@ since nobody knows which one its picture has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from align.ingest import robots
@@ -32,36 +32,25 @@ _CREATIVE_COMMONS = re.compile(
 
 
 class Rights(NamedTuple):
-    """What is said of a page's pictures.
+    """What is said of a page's pictures."""
 
-    Attributes:
-        licence: its address, at most 256 characters; those of Creative Commons in one spelling, without the name of a
-            translation. None: none, or several.
-        reservation: the first mark that was found, such as `noai`; None: none.
-    """
-
+    #: Its address, at most 256 characters; those of Creative Commons in one spelling, without the name of a
+    #: translation. None: none, or several.
     licence: str | None = None
-    reservation: str | None = None
+    reservation: str | None = None  # the first mark that was found, such as `noai`
 
 
-class Marks(NamedTuple):
-    """What a page says, links not yet resolved.
-
-    Attributes:
-        reservation: as `Rights`.
-        links: (rel, href) of its links, as written.
-    """
-
-    reservation: str | None = None
-    links: Sequence[tuple[str, str]] = ()
-
-    def rights(self, resolver: Resolver, of_response: str | None = None) -> Rights:
-        """With links resolved; `of_response` is the reservation of the page's response."""
-        return Rights(_licence(self.links, resolver), self.reservation or of_response)
+def of_page(
+    metas: Iterable[tuple[str, str]],
+    links: Iterable[tuple[str, str]],
+    resolver: Resolver,
+    of_response: str | None = None,
+) -> Rights:
+    """What a page says: (name, content) of its <meta>s, (rel, href) of its links; or its response, of a reservation."""
+    return Rights(_licence(links, resolver), _of_metas(metas) or of_response)
 
 
-def of_metas(metas: Iterable[tuple[str, str]]) -> str | None:
-    """The reservation of (name, content) of a page's <meta>s."""
+def _of_metas(metas: Iterable[tuple[str, str]]) -> str | None:
     for name, content in metas:
         name = name.strip().lower()
         if name == "robots" and (found := robots.opt_out([content], "", _DIRECTIVES)):

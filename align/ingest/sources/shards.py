@@ -34,7 +34,7 @@ from align.formats.table_rows import object_of
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.reading import Batches, OpenFiles, count_damage, is_file, is_within, parent, skip
+from align.ingest.sources.reading import Batches, OpenFiles, count_damage, is_file, is_on_web, is_within, parent, skip
 from align.ingest.sources.rights import MAX_CHARACTERS
 from align.ingest.sources.texts import texts_of, texts_of_each
 from align.interfaces.store import Files
@@ -78,7 +78,7 @@ class Shards:
             )
         self.files = sorted([*tars, *alone])
         # for a table given alone, the folder of its pictures; web servers list no folder
-        pictures = [_folder_of(table) for table in alone if not table.startswith(("https:", "http:"))]
+        pictures = [_folder_of(table) for table in alone if not is_on_web(table)]
         self.inputs = sorted([*self.files, *beside, *pictures])
         self._tables, self._columns = beside, config.columns.texts
         self._max_bytes = config.max_record_bytes
@@ -98,11 +98,7 @@ class Shards:
             return True  # damaged: `scan` says so
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """See `Source`.
-
-        Raises:
-            DataError: it is no tar, or its table is damaged; or a table has no pictures beside it.
-        """
+        """See `Source`."""
         if file.endswith(_TABLE):
             yield from self._with_table(file, self._in_folder(file), counts)
         elif _table_of(file) in self._tables:
@@ -169,31 +165,29 @@ class Shards:
     def _alone(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         batches = Batches()
         for stem, members in groupby(self._members(file, counts), lambda member: sample_name(member.name)[0]):
-            sample = _Sample(stem)
+            offset: int | None = None
+            found: dict[str, bytes] = {}
             for member in members:
                 extension = sample_name(member.name)[1]
                 if extension in IMAGE_EXTENSIONS:
-                    sample.offset = member.start
+                    offset = member.start
                 elif extension in (*TEXT_EXTENSIONS, "json") and member.size > MAX_TEXT_BYTES:
                     skip(counts, "records_unreadable", f"{file}: {member.name}", f"a text of {member.size:,} bytes")
                 elif extension in (*TEXT_EXTENSIONS, "json"):
-                    sample.texts[extension] = self._open.at(file, member.offset).read(member.size)
-            self._add_sample(file, sample, batches, counts)
+                    found[extension] = self._open.at(file, member.offset).read(member.size)
+            if offset is None and not found:
+                continue  # a member that is neither picture nor text, such as a list of classes
+            written, texts, unreadable = _url_and_texts(found, self._columns)
+            url = canonical_or_as_is(written) if written else _name(file.removesuffix(_TAR), stem)
+            problem = "no picture in its sample" if offset is None else unreadable
+            pair = Candidate(url, "", None, None, problem, *((None, None) if problem else (file, offset)))
+            if unreadable:
+                counts["rows_unreadable"] += 1
+            for text, text_source in texts or [("", None)]:
+                counts["rows"] += 1
+                batches.add(pair._replace(text=text, text_source=text_source))
             yield from batches.full()
         yield from batches.rest()
-
-    def _add_sample(self, file: str, sample: _Sample, batches: Batches, counts: Counter[str]) -> None:
-        if sample.offset is None and not sample.texts:
-            return  # a member that is neither picture nor text, such as a list of classes
-        written, texts, unreadable = sample.url_and_texts(self._columns)
-        url = canonical_or_as_is(written) if written else _name(file.removesuffix(_TAR), sample.stem)
-        problem = "no picture in its sample" if sample.offset is None else unreadable
-        holder, offset = (None, None) if problem else (file, sample.offset)
-        if unreadable:
-            counts["rows_unreadable"] += 1
-        for text, text_source in texts or [("", None)]:
-            counts["rows"] += 1
-            batches.add(Candidate(url, text, text_source, None, problem, holder, offset))
 
     def _members(self, file: str, counts: Counter[str]) -> Iterator[Member]:
         """The plain files of a tar, in order; their bytes are skipped."""
@@ -230,32 +224,27 @@ class Shards:
         return data if member.problem is None and len(data) == member.size else None
 
 
-class _Sample:
-    """The members of one name: `texts` by extension, and the `offset` of the picture's header."""
-
-    def __init__(self, stem: str) -> None:
-        self.stem = stem
-        self.offset: int | None = None
-        self.texts: dict[str, bytes] = {}
-
-    def url_and_texts(self, columns: Sequence[str]) -> tuple[str | None, Sequence[tuple[str, str | None]], str | None]:
-        """The address, if the JSON has one; the texts, each with the extension or key it is from; why the texts cannot
-        be read, or None. `columns` are the keys and extensions that have texts; empty: the usual ones.
-        """
-        values = object_of(self.texts.get("json", b"")) or {}
-        url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
-        if columns:
-            members = {name: data.decode("utf-8", "replace") for name, data in self.texts.items()}
-            return url, *texts_of_each((values.get(name, members.get(name)) for name in columns), columns)
-        listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
-        if listed is not None:  # all texts of a picture; its .txt repeats one of them
-            texts, unreadable = texts_of(listed)
-            return url, [(text, "json" if text.strip() else None) for text in texts], unreadable
-        for extension in TEXT_EXTENSIONS:
-            if extension in self.texts:
-                text = self.texts[extension].decode("utf-8", "replace")
-                return url, [(text, extension if text.strip() else None)], None
-        return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), []), None
+def _url_and_texts(
+    found: Mapping[str, bytes], columns: Sequence[str]
+) -> tuple[str | None, Sequence[tuple[str, str | None]], str | None]:
+    """Of a sample's texts, by extension: the address, if the JSON has one; the texts, each with the extension or key it
+    is from; and why the texts cannot be read, or None. `columns` are the keys and extensions that have texts; empty:
+    the usual ones.
+    """
+    values = object_of(found.get("json", b"")) or {}
+    url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
+    if columns:
+        members = {name: data.decode("utf-8", "replace") for name, data in found.items()}
+        return url, *texts_of_each((values.get(name, members.get(name)) for name in columns), columns)
+    listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
+    if listed is not None:  # all texts of a picture; its .txt repeats one of them
+        texts, unreadable = texts_of(listed)
+        return url, [(text, "json" if text.strip() else None) for text in texts], unreadable
+    for extension in TEXT_EXTENSIONS:
+        if extension in found:
+            text = found[extension].decode("utf-8", "replace")
+            return url, [(text, extension if text.strip() else None)], None
+    return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), []), None
 
 
 def _candidate(row: dict[str, Any], table: str, pictures: Mapping[str, tuple[str, int | None]]) -> Candidate:

@@ -34,19 +34,12 @@ NO_PICTURE = "no address"
 
 
 class WrittenPairs(NamedTuple):
-    """A row as it is written.
+    """A row as it is written."""
 
-    Attributes:
-        picture: its address or file name; empty: none.
-        texts: at least one, which may be empty, each with its column.
-        page_url: of the page that shows the picture; or None.
-        problem: why its values cannot be read; or None.
-    """
-
-    picture: str
-    texts: list[Sourced]
-    page_url: str | None
-    problem: str | None
+    picture: str  # its address or file name; empty: none
+    texts: list[Sourced]  # at least one, which may be empty, each with its column
+    page_url: str | None  # of the page that shows the picture
+    problem: str | None  # why its values cannot be read
 
 
 class Tables:
@@ -71,9 +64,7 @@ class Tables:
     def look_at(self, file: str) -> Sequence[str]:
         """Reads the beginning of a table: what was found in it, as lines of output.
 
-        Raises:
-            NoColumnError: a column is missing, or a .txt has no header.
-            DataError: the table is damaged.
+        Raises NoColumnError if a column is missing, or a .txt has no header; DataError if the table is damaged.
         """
         said: list[str] = []
         with suppress(CutOffError), self.open(file) as table:
@@ -84,16 +75,9 @@ class Tables:
         return said
 
     def rows(self, file: str, counts: Counter[str], tell: Callable[[str], object]) -> Iterator[WrittenPairs]:
-        """The rows of a table in order.
+        """The rows of a table in order; `tell` is called with what was found, if there is such.
 
-        Args:
-            file: the table.
-            counts: rows that cannot be read count, and a file that is cut off counts as damaged.
-            tell: called with what was found, if there is such.
-
-        Raises:
-            NoColumnError: a column is missing.
-            DataError: the file is damaged, and not just cut off.
+        Rows that cannot be read count, and a file that is cut off counts as damaged. Raises as `look_at`.
         """
         try:
             with self.open(file) as table:

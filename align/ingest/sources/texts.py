@@ -21,12 +21,9 @@ TOO_MANY = f"too large: more than {MAX_TEXTS:,} texts of one picture"
 def texts_of(value: Any) -> tuple[list[str], str | None]:
     """The texts in a value, and why it cannot be read, or None.
 
-    A list gives each of its texts, nulls skipped. Where there is no text, there is one empty text: the picture is a
-    pair. Numbers are texts as they are.
-
-    Args:
-        value: as JSON or Arrow has it; a list may be an Arrow array; nothing of it is converted before it is known to
-            be short.
+    A list, which may be an Arrow array, gives each of its texts, nulls skipped; nothing of it is converted before it is
+    known to be short. Where there is no text, there is one empty text: the picture is a pair. Numbers are texts as they
+    are.
     """
     if isinstance(value, str):
         return [value], None

@@ -21,8 +21,8 @@ from align.display.console import say
 from align.errors import DataError
 from align.formats.table import ADDRESS_COLUMNS, PICTURE_COLUMNS, PLAIN_LISTS, TABLES, Row, is_address, is_picture_name
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.picture_files import PictureFiles, below, is_file_name, read_picture
-from align.ingest.sources.reading import Batches, is_local, is_within, parent
+from align.ingest.sources.picture_files import PictureFiles, is_file_name, read_picture
+from align.ingest.sources.reading import Batches, is_local, is_on_web, is_within, parent
 from align.ingest.sources.tables import NO_PICTURE, Tables, WrittenPairs, add_pairs
 from align.interfaces.store import Files
 from align.pairs.urls import Address, Resolver
@@ -49,7 +49,7 @@ class UrlTable:
         if not listed:
             raise DataError(f"{location}: no table exists there, and no .txt that begins with addresses")
         self.files = listed
-        self._folders = sorted({parent(file) for file in listed if not _is_on_web(file)})
+        self._folders = sorted({parent(file) for file in listed if not is_on_web(file)})
         self._resolver = Resolver("")
         self.inputs = [*listed, *self._beside()]
 
@@ -87,11 +87,7 @@ class UrlTable:
         return True
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """See `Source`.
-
-        Raises:
-            DataError: a column is missing (the message lists those that exist), or the file is damaged.
-        """
+        """See `Source`."""
 
         def tell(found: str) -> None:
             if file == self.files[0]:  # the others are of the same kind, and may be ten thousand
@@ -106,22 +102,15 @@ class UrlTable:
 
     def _picture(self, file: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
         """What a row of a table names: an address, or a file in the table's folder."""
-        written, page, problem = pairs.picture, pairs.page_url, pairs.problem
+        written = pairs.picture
         is_file = is_file_name(written) and (is_picture_name(written) or written.startswith("file:"))
-        if is_file and not _is_on_web(file):
-            found = pictures.find(file, written)
-            path, problem = found.path, problem or found.problem
-            url = written if path is None else below(parent(file), path)
-            return Candidate(url, "", None, page, problem, None if problem else path)
+        if is_file and not is_on_web(file):
+            return pictures.picture_of(file, pairs)
         address = self._resolver.resolve(written) if written else Address("", NO_PICTURE)
-        problem = problem or address.problem
-        return Candidate(address.url, "", None, page, problem, inline=None if problem else address.inline)
+        problem = pairs.problem or address.problem
+        return Candidate(address.url, "", None, pairs.page_url, problem, inline=None if problem else address.inline)
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: a picture in the folder of a table."""
         folder = next((folder for folder in self._folders if is_within(folder, file)), None)
         return None if folder is None else read_picture(self._store, file, self._max_bytes, folder)
-
-
-def _is_on_web(file: str) -> bool:
-    return file.lower().startswith(("https://", "http://"))

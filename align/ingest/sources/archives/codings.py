@@ -50,19 +50,12 @@ class Headers(Protocol):
 
 
 class Decoded(NamedTuple):
-    """A body after its codings were undone.
+    """A body after its codings were undone."""
 
-    Attributes:
-        data: None if it is unreadable.
-        is_absent: the headers state a coding that the body does not have.
-        is_unknown: they state one that we do not know.
-        problem: why it is unreadable; else empty.
-    """
-
-    data: bytes | None
-    is_absent: bool = False
-    is_unknown: bool = False
-    problem: str = ""
+    data: bytes | None  # None if it is unreadable
+    is_absent: bool = False  # the headers state a coding that the body does not have
+    is_unknown: bool = False  # they state one that we do not know
+    problem: str = ""  # why it is unreadable
 
 
 class _Nothing(ValueError):
@@ -72,13 +65,7 @@ class _Nothing(ValueError):
 def decoded(body: bytes, headers: Headers | None, max_bytes: int) -> Decoded:
     """Undoes the codings that the headers state and the body has.
 
-    Args:
-        body: as stored.
-        headers: None: no coding is stated.
-        max_bytes: of the result and everything on the way.
-
-    Raises:
-        TooLarge: a decoding gives more than `max_bytes`.
+    Raises TooLarge if the result, or anything on the way, has more than `max_bytes`.
     """
     stated = _stated(headers) if headers is not None and body else []
     if not stated:

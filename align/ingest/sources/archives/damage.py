@@ -19,10 +19,9 @@ from typing import BinaryIO
 from fastwarc.stream_io import ZstdReader
 
 from align.errors import DataError
-from align.ingest.sources.archives import warc_bytes, warc_records
+from align.ingest.sources.archives import warc_records
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
-from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC
-from align.ingest.sources.archives.warc_records import NoRecord, Record
+from align.ingest.sources.archives.warc_records import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, NoRecord, Record
 from align.ingest.sources.reading import count_damage
 
 #: Bytes that are read at once. zlib makes at most 16 MiB of them.
@@ -39,17 +38,10 @@ _EMPTY_LINES = (b"\r\n\r\n", b"\n\n")
 def whole_records(
     file: str, stream: BinaryIO, begins: Callable[[int], bool], max_bytes: int, counts: Counter[str]
 ) -> Iterator[Record]:
-    """Yields the records before the first damage, pages with their bodies. Holds two records.
+    """Yields the records before the first damage, pages with their bodies, as `warc_records.walk`. Holds two records.
 
-    Args:
-        file: its name.
-        stream: of the file. Nobody else may move it.
-        begins: whether a record begins at this byte of the file; does not move the stream.
-        max_bytes: of a body; one byte more is read of a larger one.
-        counts: gets the damage and `bytes_lost`.
-
-    Raises:
-        DataError: no record can be read.
+    Nobody else may move the stream. `counts` gets the damage and `bytes_lost`. Raises DataError if no record can be
+    read.
     """
     size = stream.seek(0, io.SEEK_END)
     packing = _packing(file, stream)
@@ -99,14 +91,10 @@ def _packing(file: str, stream: BinaryIO) -> str:
 
 
 def _head(stream: BinaryIO, packing: str) -> bytes:
-    """The first bytes of the first record, uncompressed; none if they are damaged.
-
-    Raises:
-        OSError: the dictionary of a file that is compressed by Zstandard cannot be read.
-    """
+    """The first bytes of the first record, uncompressed; none if they are damaged. Raises as `zstd_dictionary`."""
     stream.seek(0)
     if packing == "zstd":
-        num_bytes, dictionary = warc_bytes.zstd_dictionary(stream)
+        num_bytes, dictionary = warc_records.zstd_dictionary(stream)
         stream.seek(num_bytes)
         try:
             # no more, since the frame after it may be damaged
@@ -123,12 +111,7 @@ def _head(stream: BinaryIO, packing: str) -> bytes:
 def _end(stream: BinaryIO, packing: str, last: Record, reached: int, error: OSError | None) -> tuple[int, bool]:
     """Up to which byte the file is used, and whether its last record is whole.
 
-    Args:
-        stream: of the file.
-        packing: of the file.
-        last: the last record that was read.
-        reached: the byte up to which the file was read.
-        error: what ended reading, if it was not the end of the file.
+    The file was read up to the byte `reached`; `error` ended that, if it was not the end of the file.
     """
     if packing == "plain":
         return _end_of_plain(stream, 0 if last.offset is None else last.offset)

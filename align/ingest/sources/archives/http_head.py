@@ -23,15 +23,10 @@ _CHARSET = re.compile(r"[;,\s]charset\s*=[\s\"']*([^\"'\s;,]+)", re.IGNORECASE)
 
 
 class HttpHead(NamedTuple):
-    """A response's status and headers.
+    """A response's status and headers."""
 
-    Attributes:
-        status: three digits.
-        data: the bytes of the head, its empty line included; the body begins after them.
-    """
-
-    status: int
-    data: bytes
+    status: int  # three digits
+    data: bytes  # of the head, its empty line included; the body begins after them
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The first header of this name, in upper or lower case; folded lines are joined by a space."""

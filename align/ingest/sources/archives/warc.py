@@ -22,7 +22,7 @@ from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.limits import TooLarge, read_at_most, too_large
 from align.ingest.sources import outcomes, rights
-from align.ingest.sources.archives import codings, damage, warc_bytes, warc_records
+from align.ingest.sources.archives import codings, damage, warc_records
 from align.ingest.sources.archives.warc_records import Record
 from align.ingest.sources.archives.wat import add_wat_record
 from align.ingest.sources.pages import page_images
@@ -143,7 +143,7 @@ class Warc:
 
     def _begins(self, file: str, offset: int) -> bool:
         """Whether a record begins at this byte; offsets have no meaning in a file that is compressed as a whole."""
-        return warc_bytes.begins_a_record(self._open.at(file, offset))
+        return warc_records.begins_a_record(self._open.at(file, offset))
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the body of one response; None if it cannot be read or its codings cannot be undone.
@@ -159,7 +159,7 @@ class Warc:
         stream: Any = self._open.at(file, offset)
         if file.endswith(".zst"):
             if file not in self._dictionaries:
-                _, self._dictionaries[file] = warc_bytes.zstd_dictionary(self._open.at(file, 0))
+                _, self._dictionaries[file] = warc_records.zstd_dictionary(self._open.at(file, 0))
                 stream.seek(offset)
             stream = ZstdReader(stream, dictionary=self._dictionaries[file])
         try:

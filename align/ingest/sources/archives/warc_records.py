@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from fastwarc.stream_io import ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from align.ingest.limits import Readable
+from align.ingest.limits import Readable, TooLarge, read_at_most
 from align.ingest.sources import outcomes
 from align.ingest.sources.archives.codings import PICTURES
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, HttpHead, read_head
@@ -42,41 +44,61 @@ _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
 
 
+#: How records begin that are compressed.
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+#: A frame that other readers skip; at the start of a .warc.zst it has the dictionary of all records (IIPC's draft).
+ZSTD_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"
+#: Bytes of a file's dictionary; `zstd --train` makes 110 KiB.
+MAX_DICTIONARY_BYTES = 16 << 20
+
+
 class NoRecord(OSError):
     """What could be read is not a record, or not a whole one."""
 
 
 class Record(NamedTuple):
-    """One record of an archive.
+    """One record of an archive."""
 
-    Attributes:
-        kind: RESPONSE, RESOURCE, REVISIT, METADATA or OTHER.
-        url: as recorded; empty if the record has none.
-        offset: of the record in the file; None if the file is compressed as a whole.
-        status: of the HTTP response; 0 if it has none.
-        content_type: in lower case, without parameters.
-        charset: of the content type.
-        headers: of the HTTP response; None if it has none.
-        same_as: of a revisit: the address whose bytes it repeats.
-        body: of pages and METADATA; if it is larger than the bound, its beginning; else empty.
-        problem: an outcome, where the record cannot be read.
-    """
-
-    kind: str
-    url: str
-    offset: int | None
-    status: int = 0
-    content_type: str = ""
-    charset: str | None = None
-    headers: HttpHead | None = None
-    same_as: str = ""
-    body: bytes = b""
-    problem: str | None = None
+    kind: str  # RESPONSE, RESOURCE, REVISIT, METADATA or OTHER
+    url: str  # as recorded; empty if the record has none
+    offset: int | None  # in the file; None if the file is compressed as a whole
+    status: int = 0  # of the HTTP response; 0 if it has none
+    content_type: str = ""  # in lower case, without parameters
+    charset: str | None = None  # of the content type
+    headers: HttpHead | None = None  # of the HTTP response
+    same_as: str = ""  # of a revisit: the address whose bytes it repeats
+    body: bytes = b""  # of pages and METADATA; if it is larger than the bound, its beginning
+    problem: str | None = None  # an outcome, where the record cannot be read
 
     @property
     def is_page(self) -> bool:
         """HTML with status 200."""
         return self.status == _OK and self.content_type in _HTML_TYPES and self.problem is None
+
+
+def begins_a_record(stream: BinaryIO) -> bool:
+    """Whether the next bytes are the beginning of a record, plain or compressed."""
+    head = stream.read(5)
+    return head == b"WARC/" or head.startswith((GZIP_MAGIC, ZSTD_MAGIC))
+
+
+def zstd_dictionary(stream: BinaryIO) -> tuple[int, bytes | None]:
+    """Bytes of the frame with the dictionary at the start of a file, and the dictionary; 0 and None if there is none.
+
+    The stream must be at its start. Raises TooLarge for one of more than MAX_DICTIONARY_BYTES, OSError if it cannot be
+    decompressed.
+    """
+    head = stream.read(8)
+    if not head.startswith(ZSTD_DICTIONARY_MAGIC):
+        return 0, None
+    size = int.from_bytes(head[4:], "little")
+    if size > MAX_DICTIONARY_BYTES:
+        raise TooLarge(f"its dictionary has {size:,} bytes, above {MAX_DICTIONARY_BYTES:,}")
+    frame = stream.read(size)
+    if frame[:4] == ZSTD_MAGIC:
+        frame = read_at_most(ZstdReader(io.BytesIO(frame)), MAX_DICTIONARY_BYTES)
+    return 8 + size, frame
 
 
 def num_bytes(head: bytes) -> int | None:
@@ -141,11 +163,7 @@ def iterator(stream: Any, *, quirks: bool) -> Any:
 
 
 def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fastwarc's classes are compiled
-    """What a record is, and the first bytes of its body, which are read already.
-
-    Raises:
-        OSError: the file is damaged or cut off.
-    """
+    """What a record is, and the first bytes of its body, which are read already. Raises as `walk`."""
     kind, headers = _KINDS.get(int(raw.record_type), OTHER), raw.headers
     url, stated = (headers.get("WARC-Target-URI") or "").strip("<> "), headers.get("Content-Type") or ""
     match kind:
@@ -167,14 +185,8 @@ def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fas
 def _response(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
     """What a record with a server's answer is, and the first bytes of its body, which are read already.
 
-    Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated or its
-    first bytes tell it.
-
-    Args:
-        url: as recorded.
-        offset: of the record.
-        content: HTTP head and body. What it raises is passed on.
-        stated: the type that the record states.
+    Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated by the
+    record or told by its first bytes.
     """
     record = Record(RESPONSE, url, offset)
     head, begin = read_head(content)

@@ -14,12 +14,10 @@ from align.ingest.limits import TooLarge
 from align.ingest.sources import outcomes
 from align.ingest.sources.pages import WrittenImage, resolved, resolver_of, texts_of_image
 from align.ingest.sources.reading import Batches
-from align.ingest.sources.rights import MARKS, Marks, of_headers, of_metas
+from align.ingest.sources.rights import MARKS, Rights, of_headers, of_page
 
 _OK = "200"
 _PATH = "IMG@/src"
-_QUOTED_PATH = b'"IMG@/src"'
-_LINKS = b'"Links":['
 #: The most commas and brackets of a record, a bound on its values: each takes up to 250 bytes once it is parsed.
 _MAX_VALUES = 1_000_000
 
@@ -29,14 +27,8 @@ def add_wat_record(
 ) -> str | None:
     """Adds the pairs of one page. Returns the outcome; None for a record that describes no page.
 
-    Args:
-        body: of a `metadata` record; in a WARC it may be anything.
-        text_from, every: as for `pages.page_images`; a WAT has alt and title only.
-        batches: where the rows are added.
-        counts: of pages and rows.
-
-    Raises:
-        TooLarge: the record is beyond a bound.
+    `body` is of a `metadata` record, and in a WARC may be anything; `text_from` and `every` are as for
+    `pages.page_images`, but a WAT has alt and title only. Raises TooLarge if the record is beyond a bound.
     """
     if b'"HTML-Metadata"' not in body:
         return None
@@ -54,7 +46,7 @@ def add_wat_record(
     images = resolved(page.written, page.url, page.base)
     counts["pages"] += 1
     counts["rows"] += len(images)
-    batches.add_page(page.url, images, page.marks.rights(resolver_of(page.url, page.base), page.reservation))
+    batches.add_page(page.url, images, page.rights)
     return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
 
 
@@ -62,18 +54,13 @@ class _Page(NamedTuple):
     url: str
     base: str | None
     written: list[WrittenImage]
-    marks: Marks
-    reservation: str | None
+    rights: Rights
 
 
 def _page(body: bytes, text_from: Sequence[str], every: bool) -> _Page | None:
-    """What a record says; None if the page's status is not 200.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError, RecursionError: the record is of another kind.
-    """
+    """What a record says; None if the page's status is not 200. Raises what Python does if it is of another kind."""
     marked = any(mark.encode() in body.lower() for mark in MARKS)
-    envelope, links = _all_parsed(body) if marked else _parsed(body)
+    envelope, links = _parsed(body)
     response = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]
     if str(response.get("Response-Message", {}).get("Status", _OK)) != _OK:
         return None
@@ -83,12 +70,12 @@ def _page(body: bytes, text_from: Sequence[str], every: bool) -> _Page | None:
         raise TypeError("an address that is no text")
     written = [image for link in links if link.get("path") == _PATH for image in _written(link, text_from, every)]
     if not marked:
-        return _Page(url, base, written, Marks(), None)
+        return _Page(url, base, written, Rights())
     links = [*head.get("Link", []), *links]
-    marks = Marks(of_metas(_texts(head.get("Metas", []), "name", "content")), list(_texts(links, "rel", "url")))
     headers = {name.lower(): [value] for name, value in response.get("Headers", {}).items() if isinstance(value, str)}
     of_response = of_headers(headers.get("x-robots-tag", []), headers.get("tdm-reservation", []), is_page=True)
-    return _Page(url, base, written, marks, of_response)
+    metas, resolver = _texts(head.get("Metas", []), "name", "content"), resolver_of(url, base)
+    return _Page(url, base, written, of_page(metas, _texts(links, "rel", "url"), resolver, of_response))
 
 
 def _texts(values: list[dict[str, Any]], *keys: str) -> Iterator[tuple[str, str]]:
@@ -116,37 +103,9 @@ def _written(link: dict[str, Any], text_from: Sequence[str], every: bool) -> lis
 
 
 def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The envelope, and the page's links, at least those of images.
-
-    Links of other kinds make up most of a record. So links of images are cut out at their braces, and the rest is
-    parsed without links. A brace in a text makes the fragments invalid JSON; then the whole record is parsed.
-
-    Raises:
-        ValueError, KeyError, TypeError: the record is of another kind.
-    """
-    start = body.find(_LINKS) + len(_LINKS)
-    end = body.find(b"}]", start) + 1
-    if start >= len(_LINKS) and end > 0 and body[start : start + 1] == b"{":
-        fragments = []
-        close, position = start, body.find(_QUOTED_PATH, start, end)
-        while position >= 0:
-            opened = body.rfind(
-                b"{", close, position
-            )  # not before the last fragment: each byte is in one fragment at most
-            close = body.find(b"}", position, end) + 1
-            if opened < 0 or not close:
-                return _all_parsed(body)
-            fragments.append(body[opened:close])
-            position = body.find(_QUOTED_PATH, close, end)
-        try:
-            return orjson.loads(body[:start] + body[end:])["Envelope"], [
-                orjson.loads(fragment) for fragment in fragments
-            ]
-        except ValueError:
-            pass
-    return _all_parsed(body)
-
-
-def _all_parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    envelope = json.loads(body)["Envelope"]  # not orjson: it refuses half a surrogate pair, which some texts contain
+    """The envelope, and the page's links."""
+    try:
+        envelope = orjson.loads(body)["Envelope"]
+    except ValueError:  # it refuses half a surrogate pair, which some texts contain
+        envelope = json.loads(body)["Envelope"]
     return envelope, envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"].get("Links", [])

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from align.config.ingest import DownloadConfig
 from align.ingest import robots
-from align.ingest.download.hosts import Ask, Host, Job
-from align.ingest.download.schedule import Schedule
+from align.ingest.download.hosts import Ask, Host, Job, Schedule
 from align.ingest.robots import MAX_BYTES, rules_for
 from align.web.addresses import address_policy, target_of
 from align.web.failure import Failure, of_curl, of_status
@@ -170,7 +169,7 @@ def test_robots_txt_comes_first_and_once():
     assert first is not None and first[0].target.url == "http://a/robots.txt" and first[0].robots_of is first[1]
     assert waiting.next(0.0) is None
     first[1].asks_robots = False
-    assert waiting.keep_rules(first[1], robots.rules_for("bot", b""), until_s=10.0)
+    assert waiting.hosts.keep_rules(first[1], robots.rules_for("bot", b""), until_s=10.0)
     waiting.offer(first[1])
     following = waiting.next(1.0)
     assert following is not None and following[0].ask.url == "http://a/x"

@@ -50,11 +50,7 @@ class CaptionedPicture(NamedTuple):
 
 
 def read_captions(stream: IO[bytes], file: str) -> list[CaptionedPicture]:
-    """The pictures of a JSON file of either kind; `file` is its name.
-
-    Raises:
-        DataError: it is of neither kind.
-    """
+    """The pictures of a JSON file of either kind; `file` is its name. Raises DataError if it is of neither kind."""
     try:
         data = json.load(stream)
         if "annotations" in data:

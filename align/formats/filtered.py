@@ -100,11 +100,7 @@ def parts_of(filtered: Path, table: str) -> list[Path]:
 
 
 def decision_parts(filtered: Path) -> list[Path]:
-    """The files of the decisions, in order of their keys.
-
-    Raises:
-        DataError: there are none.
-    """
+    """The files of the decisions, in order of their keys. Raises DataError if there are none."""
     parts = parts_of(filtered, DECISIONS)
     if not parts:
         raise DataError(f"{filtered / DECISIONS}: no such file; run `align filter` first")
@@ -133,9 +129,7 @@ def find_pair(filtered: Path, table: str, key: str) -> dict[str, Any] | None:
 
 def decisions_digest(filtered: Path) -> str:
     """Hex sha256 of the decisions, which hold every key, image and text: the name of filtered data, in verdicts too.
-
-    Raises:
-        DataError: there are no decisions.
+    Raises DataError if there are no decisions.
     """
     decision_parts(filtered)
     return sha256_folder(filtered / DECISIONS)

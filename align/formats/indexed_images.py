@@ -244,12 +244,7 @@ class IndexedImages:
         return np.asarray(pc.sort_indices(self._table["key"])).astype(np.uint32)
 
     def thumbnail(self, position: int) -> bytes:
-        """A JPEG.
-
-        Raises:
-            DataError: the index has no thumbnails.
-            CorruptError: the file ends before it.
-        """
+        """A JPEG. Raises DataError if the index has no thumbnails; CorruptError if the file ends before it."""
         if self._thumbnails is None:
             raise DataError("the index has no thumbnails; set index.thumbnail_px and run `align index` again")
         offset = self._table["thumbnail_offset_bytes"][position].as_py()

@@ -142,10 +142,8 @@ def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed:
 
 
 def image_hashes(images: Path, row_group: int) -> pa.Table:
-    """The perceptual hashes of a row group of images.parquet, none if it has no such group: image, phash.
-
-    Raises:
-        CorruptError: the file is damaged.
+    """The perceptual hashes of a row group of images.parquet, none if it has no such group: image, phash. Raises
+    CorruptError if the file is damaged.
     """
     with _readable(images), pq.ParquetFile(images, pre_buffer=False) as file:
         groups = range(file.num_row_groups)[row_group : row_group + 1]

@@ -140,12 +140,9 @@ def _kept(work: ShardWork, name: str) -> pa.Table:
 
 
 def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
-    """Writes the output shards that are not complete.
-
-    Raises:
-        DataError: an image of a kept pair does not decode.
-        CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
-        ServiceError: the object store is unavailable.
+    """Writes the output shards that are not complete. Raises DataError if an image of a kept pair does not decode;
+    CorruptError if a raw tar is cut off, or bytes in the object store are damaged; ServiceError if the object store is
+    unavailable.
     """
     shards = {f"{split}-{number:05d}": (split, number) for split, number in plan.shards}
     work.work.run(Step(_WRITTEN, _write_shard, "shard: shards", resource=work.opened), shards, executor)

@@ -38,10 +38,8 @@ def is_tracked() -> bool:
 
 
 def stage_of(path: Path) -> str | None:
-    """The stage of dvc.yaml here that has this path as an out, or around or in an out; None: there is none.
-
-    Raises:
-        ConfigError: dvc.yaml or params.yaml is not what DVC reads.
+    """The stage of dvc.yaml here that has this path as an out, or around or in an out; None: there is none. Raises
+    ConfigError if dvc.yaml or params.yaml is not what DVC reads.
     """
     if not (_PIPELINE.is_file() and Path(PARAMS_FILE).is_file()):
         return None

@@ -57,10 +57,8 @@ def locked_repository(root: Path, what: str) -> Iterator[Any]:
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL.
-
-    Raises:
-        DataError: a file of settings cannot be read.
+    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL. Raises DataError if a file of settings cannot
+    be read.
     """
     config = _config(root)
     cache = config["cache"].get("dir") or root.absolute() / ".dvc/cache"
@@ -69,10 +67,8 @@ def settings(root: Path) -> dict[str, Any]:
 
 
 def share_cache(root: Path, other: Path) -> None:
-    """Gives another checkout the cache of this one, in the settings that git does not track.
-
-    Raises:
-        DataError: a file of settings cannot be read.
+    """Gives another checkout the cache of this one, in the settings that git does not track. Raises DataError if a file
+    of settings cannot be read.
     """
     with _config(other).edit("local") as local:
         local["cache"]["dir"] = settings(root)["cache"]

@@ -41,10 +41,8 @@ def is_web(location: str) -> bool:
 
 
 def lines_of(stream: BinaryIO, location: str) -> list[str]:
-    """The lines of a list, without those that are empty or begin with `#`.
-
-    Raises:
-        DataError: it has too many bytes or lines, is damaged, or not UTF-8.
+    """The lines of a list, without those that are empty or begin with `#`. Raises DataError if it has too many bytes or
+    lines, is damaged, or not UTF-8.
     """
     if stream.seek(0, io.SEEK_END) > _MAX_BYTES:
         raise _too_large(location)
@@ -121,10 +119,8 @@ def _is_below(line: str, root: str | None) -> bool:
 
 
 def require_usable(location: str) -> None:
-    """Checks what can be checked without asking a server.
-
-    Raises:
-        UnusableLocationError: the location is of a kind that cannot be read.
+    """Checks what can be checked without asking a server. Raises UnusableLocationError if the location is of a kind
+    that cannot be read.
     """
     found = _SCHEME.match(location)
     if found is None or found[1] == "s3":

@@ -65,11 +65,8 @@ def _client(config: StoreConfig, _process: int, _environment: tuple[tuple[str, s
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turns boto3's exceptions into ours.
-
-    Raises:
-        DataError: the object does not exist, or the credentials are refused.
-        ServiceError: the server is unavailable or refuses.
+    """Turns boto3's exceptions into ours. Raises DataError if the object does not exist, or the credentials are
+    refused; ServiceError if the server is unavailable or refuses.
     """
     try:
         yield

@@ -58,7 +58,7 @@ class Features(Generic[T]):
         remaining, can_write = iter(images), True
         while block := list(islice(remaining, _ITEMS_AT_ONCE)):
             files = {name: self.folder / hashlib.sha256(data).hexdigest() for name, data in block}
-            kept = {name: value for name, file in files.items() if (value := _read(file)) is not None}
+            kept = {name: data for name, file in files.items() if (data := _read(file)) is not None}
             new = dict(measure((name, data) for name, data in block if name not in kept))
             for name, value in new.items():
                 can_write = can_write and _write(files[name], self.encode(value))

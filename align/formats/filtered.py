@@ -61,10 +61,7 @@ FACTS_SCHEMA = pa.schema(
         ("twin_cosine", pa.float64()),  # null if equal bytes or hashes matched it
         ("num_images", pa.int64()),  # distinct images of the text; null for an empty text
         ("rare_ngram", pa.bool_()),
-        (
-            "num_characters",
-            pa.int32(),
-        ),  # of the text before the cut; 8,192: data/raw stores no more of it
+        ("num_characters", pa.int32()),  # of the text before the cut; data/raw stores 8,192 of it at most
         ("num_words", pa.int32()),  # of what was not cut
         ("is_filename", pa.bool_()),
         ("similarity", pa.float64()),  # of image and text, by a given model; null: not computed

@@ -186,7 +186,7 @@ class ImageIndex:
         return cls(header, items, vectors, lru_cache(_NUM_FILTERS)(items.matching))
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
-        """The same index without its images that `IndexedImages.listed`: no key names them, and no search finds them."""
+        """The same index without images that `IndexedImages.listed`: no key names them, and no search finds them."""
         shown = ~self.items.listed(image_ids, covers)
         return replace(self, _shown=None if shown.all() else shown)
 

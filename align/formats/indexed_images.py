@@ -274,7 +274,9 @@ class IndexedImages:
             CorruptError: the addresses are damaged.
         """
         found = np.array(pc.is_in(self._table["image_id"], value_set=pa.array(sorted(image_ids), pa.string())))
-        for group, end in enumerate(self._ends) if covers is not None else ():
+        if covers is None:
+            return found
+        for group, end in enumerate(self._ends):
             rows = self._addresses_in(group)
             with _reading(self._path):
                 pages, pictures = (pc.list_flatten(rows[name]).to_pylist() for name in _ON_DISK)

@@ -190,7 +190,7 @@ def tokenizer_of(directory: Path) -> Path:
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copies the files of a tokenizer's folder into a model folder without one. Raises DataError if `source` has none."""
+    """Copies a tokenizer's files into a model folder without one. Raises DataError if there is none in `source`."""
     require_file(source / TOKENIZER)
     folder = directory / TOKENIZER_FOLDER
     folder.mkdir()

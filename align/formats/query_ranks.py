@@ -26,6 +26,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,11 +147,11 @@ def write_ranks(ranks: QueryRanks, path: Path) -> None:
         number = len(part.queries)
         none = [None] * number
         ties = np.tile([0, 1], (number, 1)) if part.ties is None else part.ties
-        texts = [[name] * number, [protocol] * number, part.queries, part.clusters]
-        texts += [part.labels or none, part.languages or none]
-        numbers = [part.ranks, *ties.T, part.num_correct, [part.num_items] * number]
-        columns = [pa.array(values, field.type) for values, field in zip([*texts, *numbers], _SCHEMA, strict=True)]
-        tables.append(pa.table(columns, schema=_SCHEMA))
+        columns: list[Any] = [[name] * number, [protocol] * number, part.queries, part.clusters]
+        columns += [part.labels or none, part.languages or none]
+        columns += [part.ranks, *ties.T, part.num_correct, [part.num_items] * number]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+        tables.append(pa.table(arrays, schema=_SCHEMA))
     metadata = {_VERSION: _WRITTEN.encode(), _SETS: json.dumps(dict(ranks.sets), sort_keys=True).encode()}
     whole = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(metadata)
     pq.write_table(whole, path, compression="zstd")

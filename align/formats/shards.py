@@ -161,15 +161,7 @@ def read_manifest(shards: Path, *, given: bool = False) -> Manifest:
 
 
 def read_offsets(path: Path, sha256: str) -> NDArray[np.int64]:
-    """Reads the index of a tar: (images, 4), see above.
-
-    Args:
-        path: of the index.
-        sha256: `Shard.offsets_sha256`.
-
-    Raises:
-        CorruptError: it is missing, or not the one that the manifest names.
-    """
+    """Reads the index of a tar, (images, 4), see above. Raises CorruptError if it is missing, or has another sha256."""
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptError(f"{path}: {'damaged' if data else 'missing'}; run `dvc checkout`, or `align shard` again")
@@ -204,16 +196,7 @@ def parse_row(data: bytes, size: int, tar: Path) -> dict[str, Any]:
 
 
 def local_tar(shards: Path, shard: Shard, fetch: FetchTar | None) -> Path:
-    """A tar on this machine.
-
-    Args:
-        shards: the folder of the manifest.
-        shard: its row.
-        fetch: (sha256, bytes) -> path of a tar that is not in the folder; None: there is none.
-
-    Raises:
-        DataError: it is missing. Else as `fetch`.
-    """
+    """A tar on this machine: in the folder of the manifest, or fetched. Raises DataError if it is missing."""
     path = shards / shard.path
     if path.is_file():
         return path

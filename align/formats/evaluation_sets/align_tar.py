@@ -105,10 +105,7 @@ class TarPictures:
 
 
 def load_sets(directory: Path) -> list[EvaluationSet]:
-    """Reads every set of a folder, sorted by name, images in tar order.
-
-    Returns:
-        The sets; an empty list if the folder is empty, as in a project without sets.
+    """Reads every set of a folder, sorted by name, images in tar order; none if the folder is empty.
 
     Raises:
         FormatError: a header or a sample has a layout that this code does not read.

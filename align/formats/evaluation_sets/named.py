@@ -26,10 +26,7 @@ def named_sets(evaluation: Path, files: Files | None) -> list[EvaluationSet]:
         evaluation: paths.evaluation.
         files: reads what a suite names; None: there is only a folder.
 
-    Raises:
-        ConfigError: the suite is missing or wrong.
-        DataError, CorruptError, FormatError: a set is missing or damaged.
-        ServiceError: a server is unavailable.
+    Raises ConfigError if the suite is missing or wrong; else as the readers of its sets.
     """
     if not is_suite(evaluation):
         return load_sets(evaluation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,9 @@ def locked_repository(root: Path, what: str) -> Iterator[Any]:
     """As `dvc_repository`, but under DVC's lock, like its commands: it reads dvc.yaml and dvc.lock only once."""
     with dvc_repository(root, what) as repo:
         from dvc.repo import lock_repo
-        from dvc.utils.serialize import LOADERS  # type: ignore[import-untyped]  # likewise
 
-        load = LOADERS[".yaml"]
-        LOADERS[".yaml"] = cache(load)  # params.yaml, which it reads again for each stage
-        try:
-            with lock_repo(repo):
-                yield repo
-        finally:
-            LOADERS[".yaml"] = load
+        with lock_repo(repo):
+            yield repo
 
 
 def settings(root: Path) -> dict[str, Any]:

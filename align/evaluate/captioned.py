@@ -23,7 +23,7 @@ from align.evaluate.protocols.crisscrossed import (
 from align.evaluate.protocols.multi30k import multi30k
 from align.evaluate.protocols.recall import Direction, Gallery, Score
 from align.evaluate.protocols.retrieval import retrieval_scores
-from align.formats.crisscrossed import SIS, SITS, STS, RatedPairs, read_rated_pairs
+from align.evaluate.ratings import SIS, SITS, STS, RatedPairs, read_rated_pairs
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.files import joined
 from align.interfaces.store import Files

@@ -22,10 +22,8 @@ class _AcceptedFile(StoredModel):
 
 
 def read_acceptances(policy: Path) -> tuple[Acceptance, ...]:
-    """The acceptances that people committed; none if there is no such file.
-
-    Raises:
-        FormatError: the file has another schema_version or layout.
+    """The acceptances that people committed; none if there is no such file. Raises FormatError if the file has another
+    schema_version or layout.
     """
     stored = read_if_exists(_AcceptedFile, policy / ACCEPTED, "correct it, or write it with `align validate --accept`")
     return stored.accepted if stored else ()

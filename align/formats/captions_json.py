@@ -16,15 +16,8 @@ from align.errors import DataError
 #: Usual folders of the pictures, relative to the folder of the JSON file or the one above. `{split}` comes from
 #: `captions_{split}.json`, or from Karpathy's `filepath`.
 USUAL_FOLDERS = (
-    "{split}",
-    "images/{split}",
-    "",
-    "images",
-    "Images",
-    "flickr30k-images",
-    "flickr30k_images",
-    "flickr8k-images",
-)
+    "{split}", "images/{split}", "", "images", "Images", "flickr30k-images", "flickr30k_images", "flickr8k-images",
+)  # fmt: skip
 
 
 class CaptionedPicture(NamedTuple):
@@ -50,11 +43,7 @@ class CaptionedPicture(NamedTuple):
 
 
 def read_captions(stream: IO[bytes], file: str) -> list[CaptionedPicture]:
-    """The pictures of a JSON file of either kind; `file` is its name.
-
-    Raises:
-        DataError: it is of neither kind.
-    """
+    """The pictures of a JSON file of either kind; `file` is its name. Raises DataError if it is of neither kind."""
     try:
         data = json.load(stream)
         if "annotations" in data:
@@ -73,17 +62,7 @@ def of_splits(pictures: Sequence[CaptionedPicture], splits: Sequence[str]) -> li
 
 
 def require_splits(pictures: Sequence[CaptionedPicture], splits: Sequence[str], file: str, option: str) -> None:
-    """Checks that a file has pictures of some splits, or none at all.
-
-    Args:
-        pictures: of the file.
-        splits: to take.
-        file: for the message.
-        option: what chooses the splits, for the message.
-
-    Raises:
-        DataError: the file has pictures, and none of these splits.
-    """
+    """Raises DataError if a file has pictures, and none of the splits, which an option chooses."""
     if pictures and not of_splits(pictures, splits):
         others = ", ".join(sorted({str(picture.split) for picture in pictures}))
         raise DataError(f"{file}: no picture of {', '.join(splits)}; it has {others}: correct {option}")

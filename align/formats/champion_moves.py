@@ -115,10 +115,8 @@ class ChampionState:
 
 
 def history_of(model: str, tags: Mapping[str, str]) -> tuple[Move, ...]:
-    """The moves in the tags of a registered model, oldest first.
-
-    Raises:
-        FormatError: a tag of the history was changed.
+    """The moves in the tags of a registered model, oldest first. Raises FormatError if a tag of the history was
+    changed.
     """
     moves = []
     for key in sorted(filter(_ENTRY.fullmatch, tags)):

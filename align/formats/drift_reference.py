@@ -41,10 +41,8 @@ class _ReferenceFile(StoredModel):
 
 
 def read_reference(policy: Path) -> DriftReference | None:
-    """The reference that people committed; None if there is none yet.
-
-    Raises:
-        FormatError: the file has another schema_version or layout.
+    """The reference that people committed; None if there is none yet. Raises FormatError if the file has another
+    schema_version or layout.
     """
     stored = read_if_exists(_ReferenceFile, policy / REFERENCE, "write it with `align validate --set-reference`")
     return stored.reference if stored else None

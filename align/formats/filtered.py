@@ -61,10 +61,7 @@ FACTS_SCHEMA = pa.schema(
         ("twin_cosine", pa.float64()),  # null if equal bytes or hashes matched it
         ("num_images", pa.int64()),  # distinct images of the text; null for an empty text
         ("rare_ngram", pa.bool_()),
-        (
-            "num_characters",
-            pa.int32(),
-        ),  # of the text before the cut; 8,192: data/raw stores no more of it
+        ("num_characters", pa.int32()),  # of the text before the cut; data/raw stores 8,192 of it at most
         ("num_words", pa.int32()),  # of what was not cut
         ("is_filename", pa.bool_()),
         ("similarity", pa.float64()),  # of image and text, by a given model; null: not computed
@@ -100,11 +97,7 @@ def parts_of(filtered: Path, table: str) -> list[Path]:
 
 
 def decision_parts(filtered: Path) -> list[Path]:
-    """The files of the decisions, in order of their keys.
-
-    Raises:
-        DataError: there are none.
-    """
+    """The files of the decisions, in order of their keys. Raises DataError if there are none."""
     parts = parts_of(filtered, DECISIONS)
     if not parts:
         raise DataError(f"{filtered / DECISIONS}: no such file; run `align filter` first")
@@ -133,9 +126,7 @@ def find_pair(filtered: Path, table: str, key: str) -> dict[str, Any] | None:
 
 def decisions_digest(filtered: Path) -> str:
     """Hex sha256 of the decisions, which hold every key, image and text: the name of filtered data, in verdicts too.
-
-    Raises:
-        DataError: there are no decisions.
+    Raises DataError if there are no decisions.
     """
     decision_parts(filtered)
     return sha256_folder(filtered / DECISIONS)

@@ -15,11 +15,8 @@ _START, _END = "[CLS]", "[SEP]"
 
 
 def given_tokenizer(given: Given) -> Tokenizer:
-    """The tokenizer in a folder, after a check of its digest.
-
-    Raises:
-        DataError: as `read_tokenizer`.
-        CorruptError: its file has another sha256.
+    """The tokenizer in a folder, after a check of its digest. Raises DataError as `read_tokenizer`; CorruptError if its
+    file has another sha256.
     """
     file = _file(given.path)
     require_digest("fit_tokenizer.from", file, given.sha256)
@@ -27,11 +24,8 @@ def given_tokenizer(given: Given) -> Tokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder, without truncation and padding.
-
-    Raises:
-        DataError: there is none, it does not load, or it does not put its texts between [CLS] and [SEP], as a BERT's
-            does.
+    """The tokenizer in a folder, without truncation and padding. Raises DataError if there is none, it does not load,
+    or it does not put its texts between [CLS] and [SEP], as a BERT's does.
     """
     file = _file(folder)
     try:

@@ -90,16 +90,13 @@ def write_index(
     thumbnail_px: int,
     rules: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Writes the files; equal contents are equal bytes.
+    """Writes the files; equal contents are equal bytes. What is not named here is as in `IndexHeader`.
 
     Args:
         directory: exists; hidden files in it are not of the index.
         images: some at a time, see `write_images`; at least one.
         build: writes their vectors to a file.
-        model_digest: of the model.
-        shards_digest: of the shards.
-        thumbnail_px: longest side of the thumbnails; 0: there are none.
-        rules: see `IndexHeader`; None: nobody knows them.
+        rules: None: nobody knows them.
 
     Raises:
         CorruptError: not as many vectors as images were written.
@@ -122,15 +119,9 @@ def write_index(
 
 
 def copy_index(directory: Path, out: Path, *, model_digest: str) -> None:
-    """Copies an index for a model that embeds alike, such as the same one with rounded weights.
+    """Copies an index to a new folder for a model that embeds alike, such as the same one with rounded weights.
 
-    Args:
-        directory: an index.
-        out: the new folder.
-        model_digest: of that model.
-
-    Raises:
-        DataError, FormatError, CorruptError: as `ImageIndex.load`.
+    Raises as `ImageIndex.load`.
     """
     header = _read_header(directory)
     out.mkdir()
@@ -195,12 +186,7 @@ class ImageIndex:
         return cls(header, items, vectors, lru_cache(_NUM_FILTERS)(items.matching))
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
-        """The same index without some of its images: no key names them, and no search finds them.
-
-        Args:
-            image_ids: see `IndexedImages.listed`, as for covers and errors.
-            covers: see there.
-        """
+        """The same index without images that `IndexedImages.listed`: no key names them, and no search finds them."""
         shown = ~self.items.listed(image_ids, covers)
         return replace(self, _shown=None if shown.all() else shown)
 
@@ -219,29 +205,19 @@ class ImageIndex:
         return self.items[self._position(key)]
 
     def addresses(self, key: str) -> tuple[PairAddress, ...]:
-        """Where the pairs of an image were found, parallel to its `keys`.
-
-        Raises:
-            DataError: no image has this key.
-            CorruptError: they are damaged.
+        """Where the pairs of an image were found, parallel to its `keys`. Raises DataError if no image has this key;
+        CorruptError if they are damaged.
         """
         return self.items.addresses(self._position(key))
 
     def thumbnail(self, key: str) -> bytes:
-        """The thumbnail of an image: a JPEG, square as the shards' images are.
-
-        Raises:
-            DataError: no image has this key, or the index has no thumbnails.
-            CorruptError: the file of the thumbnails is damaged.
+        """The thumbnail of an image: a JPEG, square as the shards' images are. Raises DataError if no image has this
+        key, or the index has no thumbnails; CorruptError if the file of the thumbnails is damaged.
         """
         return self.items.thumbnail(self._position(key))
 
     def vector(self, key: str) -> NDArray[np.float32]:
-        """The stored (width,) vector of an image.
-
-        Raises:
-            DataError: no image has this key.
-        """
+        """The stored (width,) vector of an image. Raises DataError if no image has this key."""
         return self._vectors.vector(self._position(key))
 
     def _position(self, key: str) -> int:

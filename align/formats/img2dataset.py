@@ -53,13 +53,7 @@ def stated_sizes(width: pa.ChunkedArray, height: pa.ChunkedArray) -> tuple[pa.Ch
 
 
 def without_tar(table: str, file: Path | BinaryIO, *, has_records: bool) -> DataError:
-    """The error for a table NNNNN.parquet with neither NNNNN.tar nor NNNNN/ beside it.
-
-    Args:
-        table: its name.
-        file: itself.
-        has_records: whether NNNNN.tfrecord is beside it.
-    """
+    """The error for a table NNNNN.parquet with neither NNNNN.tar nor NNNNN/ beside it; maybe NNNNN.tfrecord is."""
     if has_records:
         return refused(table, "tfrecord")
     try:

@@ -244,12 +244,7 @@ class IndexedImages:
         return np.asarray(pc.sort_indices(self._table["key"])).astype(np.uint32)
 
     def thumbnail(self, position: int) -> bytes:
-        """A JPEG.
-
-        Raises:
-            DataError: the index has no thumbnails.
-            CorruptError: the file ends before it.
-        """
+        """A JPEG. Raises DataError if the index has no thumbnails; CorruptError if the file ends before it."""
         if self._thumbnails is None:
             raise DataError("the index has no thumbnails; set index.thumbnail_px and run `align index` again")
         offset = self._table["thumbnail_offset_bytes"][position].as_py()
@@ -279,7 +274,9 @@ class IndexedImages:
             CorruptError: the addresses are damaged.
         """
         found = np.array(pc.is_in(self._table["image_id"], value_set=pa.array(sorted(image_ids), pa.string())))
-        for group, end in enumerate(self._ends) if covers is not None else ():
+        if covers is None:
+            return found
+        for group, end in enumerate(self._ends):
             rows = self._addresses_in(group)
             with _reading(self._path):
                 pages, pictures = (pc.list_flatten(rows[name]).to_pylist() for name in _ON_DISK)

@@ -63,10 +63,8 @@ def read_if_exists(model: type[Stored], path: Path, remedy: str) -> Stored | Non
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that others wrote.
-
-    Raises:
-        DataError: there is no such file, it is too large, or it holds no JSON object.
+    """The object in a JSON file that others wrote. Raises DataError if there is no such file, it is too large, or it
+    holds no JSON object.
     """
     try:
         if not path.is_file():

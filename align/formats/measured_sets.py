@@ -28,17 +28,10 @@ TEST = "test"
 def measured_sets(
     evaluation: Path, shards: Path, max_test_images: int, files: Files, fetch: FetchTar | None
 ) -> list[EvaluationSet]:
-    """Every set of a checkout: those of `paths.evaluation`, and the test split.
+    """Every set of a checkout: those of `paths.evaluation`, and at most so many images of the test split.
 
-    Args:
-        evaluation: the folder of sets, or a suite.
-        shards: data/shards.
-        max_test_images: of the test split; 0 leaves it out.
-        files: reads what a suite names.
-        fetch: for tars that are not in `shards` but in an object store; None without one.
-
-    Raises:
-        DataError, CorruptError, FormatError, ConfigError: a set or the shards are missing or damaged.
+    Files reads what a suite names; `fetch` gets tars that are not in `shards` but in an object store. Raises DataError,
+    CorruptError, FormatError, ConfigError if a set or the shards are missing or damaged.
     """
     return [*named_sets(evaluation, files), *shards_test_set(shards, max_test_images, fetch)]
 

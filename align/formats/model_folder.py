@@ -85,12 +85,9 @@ class ModelFolderConfig(StoredModel):
 
 
 def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:
-    """Writes both files into a folder that exists. Equal weights are equal bytes.
+    """Writes config.json, with the sha256 of the weights, and a state dict on any device, into a folder that exists.
 
-    Args:
-        config: for config.json, which gets the sha256 of the weights.
-        weights: a state dict, on any device.
-        directory: the folder.
+    Equal weights are equal bytes.
     """
     from safetensors.torch import save_file  # imports torch, which no other format needs
 
@@ -134,10 +131,8 @@ def read_config(directory: Path) -> ModelFolderConfig:
 
 
 def leave_out_import_name(directory: Path) -> None:
-    """Removes from config.json the name of the folder that was imported.
-
-    Raises:
-        DataError, FormatError: as `read_config`.
+    """Removes from config.json the name of the folder that was imported. Raises DataError, FormatError as
+    `read_config`.
     """
     config = read_config(directory)
     if config.imported is not None:
@@ -146,11 +141,8 @@ def leave_out_import_name(directory: Path) -> None:
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
-    """Reads model.safetensors into a state dict on the CPU.
-
-    Raises:
-        DataError: the file is missing, or does not load.
-        CorruptError: it is not the one that config.json names.
+    """Reads model.safetensors into a state dict on the CPU. Raises DataError if the file is missing, or does not load;
+    CorruptError if it is not the one that config.json names.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -163,15 +155,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def require_unchanged(path: Path, noted_in: Path, key: str) -> str:
-    """Compares a file with the sha256 that a JSON file notes, if it notes one.
-
-    Returns:
-        The file's sha256.
-
-    Args:
-        path: the file.
-        noted_in: the JSON file.
-        key: its key for the sha256.
+    """Returns a file's sha256, after comparing it with the one under `key` in a JSON file, if that notes one.
 
     Raises:
         DataError: there is no such file, or the one with the note is not JSON.
@@ -188,20 +172,12 @@ def require_unchanged(path: Path, noted_in: Path, key: str) -> str:
 
 
 def weights_digest(directory: Path) -> str:
-    """Hex sha256 of the weights.
-
-    Raises:
-        DataError: the file is missing.
-    """
+    """Hex sha256 of the weights. Raises DataError if the file is missing."""
     return sha256_file(require_file(directory / WEIGHTS))
 
 
 def tokenizer_of(directory: Path) -> Path:
-    """The folder of a model's tokenizer.
-
-    Raises:
-        DataError: the model folder has none.
-    """
+    """The folder of a model's tokenizer. Raises DataError if the model folder has none."""
     folder = directory / TOKENIZER_FOLDER
     if not (folder / TOKENIZER).is_file():
         if not (directory / CONFIG).is_file():
@@ -214,15 +190,7 @@ def tokenizer_of(directory: Path) -> Path:
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copies a tokenizer's files into a model folder.
-
-    Args:
-        source: folder of the tokenizer.
-        directory: a model folder without tokenizer.
-
-    Raises:
-        DataError: there is no tokenizer in `source`.
-    """
+    """Copies a tokenizer's files into a model folder without one. Raises DataError if there is none in `source`."""
     require_file(source / TOKENIZER)
     folder = directory / TOKENIZER_FOLDER
     folder.mkdir()
@@ -254,10 +222,8 @@ def library_model(directory: Path) -> str | None:
 
 
 def require_own_files(directory: Path) -> None:
-    """Checks that a library which reads a folder of others reads nothing outside of it, and waits for no pipe.
-
-    Raises:
-        DataError: a link leads out of the folder, an entry is no file, or an index of weights names files elsewhere.
+    """Checks that a library which reads a folder of others reads nothing outside of it, and waits for no pipe. Raises
+    DataError if a link leads out of the folder, an entry is no file, or an index of weights names files elsewhere.
     """
     home = directory.resolve()
     for path in sorted(directory.iterdir()):
@@ -287,11 +253,8 @@ def unpacked(folder: Path) -> Path:
 
 
 def model_digest(directory: Path) -> str:
-    """sha256 over the files that decide an embedding: weights, configuration and vocabulary.
-
-    Raises:
-        DataError: one of them is missing.
-        CorruptError: one is damaged, so that the digest would name no model.
+    """sha256 over the files that decide an embedding: weights, configuration and vocabulary. Raises DataError if one of
+    them is missing; CorruptError if one is damaged, so that the digest would name no model.
     """
     if library_model(directory) is not None:
         found = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.suffix in _DECIDING}

@@ -138,14 +138,7 @@ def _damage_is_invalid() -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path | str, problem: str, remedy: str, kind: type[DataError] = DataError) -> Iterator[None]:
-    """Raises one clear error, which names the file, for what Arrow and checks in the block raise over it.
-
-    Args:
-        path: of the file.
-        problem: what it is then, such as "damaged".
-        remedy: what to do.
-        kind: of the error.
-    """
+    """Raises one error, of a kind, for what Arrow and checks in the block raise over a file: PATH: PROBLEM; REMEDY."""
     try:
         yield
     except (pa.ArrowException, MemoryError, OSError, ValueError, TypeError, LookupError) as error:

@@ -26,6 +26,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,21 +47,12 @@ RUN = "#"
 
 _VERSION, _SETS = b"align.schema_version", b"align.sets"
 _WRITTEN = "3"
-_SCHEMA = pa.schema(
-    [
-        pa.field("set", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("query", pa.string(), nullable=False),
-        pa.field("cluster", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("language", pa.string()),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("wrong_ties", pa.int32(), nullable=False),
-        pa.field("right_ties", pa.int32(), nullable=False),
-        pa.field("num_correct", pa.int32(), nullable=False),
-        pa.field("num_items", pa.int32(), nullable=False),
-    ]
-)
+_TEXTS = ("set", "protocol", "query", "cluster", "label", "language")
+_NUMBERS = ("rank", "wrong_ties", "right_ties", "num_correct", "num_items")
+_SCHEMA = pa.schema([
+    *(pa.field(name, pa.string(), nullable=name in ("label", "language")) for name in _TEXTS),
+    *(pa.field(name, pa.int32(), nullable=False) for name in _NUMBERS),
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,10 +101,8 @@ class QueryRanks:
     ranked: Mapping[tuple[str, str], Ranked]
 
     def scored(self, metric: str) -> list[Scored]:
-        """A metric by its name, such as `concepts/mean_recall`: the groups whose means' mean it is.
-
-        Raises:
-            DataError: these sets have no such metric.
+        """A metric by its name, such as `concepts/mean_recall`: the groups whose means' mean it is. Raises DataError if
+        these sets have no such metric.
         """
         return [Scored(values, part.clusters) for part, values in self._parts(metric)]
 
@@ -155,20 +145,13 @@ def write_ranks(ranks: QueryRanks, path: Path) -> None:
     tables = [_SCHEMA.empty_table()]
     for (name, protocol), part in ranks.ranked.items():
         number = len(part.queries)
+        none = [None] * number
         ties = np.tile([0, 1], (number, 1)) if part.ties is None else part.ties
-        columns = [
-            pa.array([name] * number, pa.string()),
-            pa.array([protocol] * number, pa.string()),
-            pa.array(part.queries, pa.string()),
-            pa.array(part.clusters, pa.string()),
-            pa.array(part.labels or [None] * number, pa.string()),
-            pa.array(part.languages or [None] * number, pa.string()),
-            pa.array(part.ranks, pa.int32()),
-            *(pa.array(column, pa.int32()) for column in ties.T),
-            pa.array(part.num_correct, pa.int32()),
-            pa.array([part.num_items] * number, pa.int32()),
-        ]
-        tables.append(pa.table(columns, schema=_SCHEMA))
+        columns: list[Any] = [[name] * number, [protocol] * number, part.queries, part.clusters]
+        columns += [part.labels or none, part.languages or none]
+        columns += [part.ranks, *ties.T, part.num_correct, [part.num_items] * number]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+        tables.append(pa.table(arrays, schema=_SCHEMA))
     metadata = {_VERSION: _WRITTEN.encode(), _SETS: json.dumps(dict(ranks.sets), sort_keys=True).encode()}
     whole = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(metadata)
     pq.write_table(whole, path, compression="zstd")
@@ -199,10 +182,8 @@ def read_ranks(path: Path) -> QueryRanks:
 
 
 def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
-    texts = ("set", "protocol", "query", "cluster", "label", "language")
-    columns = {name: table[name].to_pylist() for name in texts}
-    names = [field.name for field in table.schema if pa.types.is_integer(field.type)]
-    numbers = {name: table[name].to_numpy().astype(np.int64) for name in names}
+    columns = {name: table[name].to_pylist() for name in _TEXTS}
+    numbers = {name: table[name].to_numpy().astype(np.int64) for name in _NUMBERS}
     rows: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(columns["set"], columns["protocol"], strict=True)):
         rows.setdefault(key, []).append(row)

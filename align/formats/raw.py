@@ -158,11 +158,7 @@ class RawShard:
         return self.fetch(self.table_sha256, self.table_bytes)
 
     def local_tar(self) -> Path:
-        """The tar on this machine, fetched if necessary.
-
-        Raises:
-            DataError: it is not here and cannot be fetched.
-        """
+        """The tar on this machine, fetched if necessary. Raises DataError if it is not here and cannot be fetched."""
         if self.sha256 is None or self.num_bytes is None or self.tar.is_file():
             return self.tar
         if self.fetch is None:
@@ -171,9 +167,7 @@ class RawShard:
 
     def require_whole(self) -> None:
         """Compares the files with manifest.json, if there is one; a tar of the object store is checked on its way here.
-
-        Raises:
-            CorruptError: a byte of one of them has changed.
+        Raises CorruptError if a byte of one of them has changed.
         """
         for path, sha256 in ((self.table, self.table_sha256), (self.tar, self.sha256)):
             if sha256 is not None and path.is_file() and sha256_file(path) != sha256:
@@ -231,10 +225,8 @@ def state_of(raw: Path) -> str | list[tuple[str, int, int]]:
 
 
 def read_raw_manifest(raw: Path) -> RawManifest | None:
-    """Reads manifest.json; None if the folder has none, as one made by img2dataset.
-
-    Raises:
-        FormatError: it has another schema_version or layout.
+    """Reads manifest.json; None if the folder has none, as one made by img2dataset. Raises FormatError if it has
+    another schema_version or layout.
     """
     return read_if_exists(RawManifest, raw / MANIFEST, "run `align ingest` again")
 
@@ -244,11 +236,9 @@ def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Ta
 
     Strings have at most `align.pairs.text.MAX_CHARACTERS`; the rest is cut off. Missing optional columns become null,
     as does an original size with a side that is not above 0. For rows with status "success" of a table that is not
-    ours, image_key becomes the row's own key, and sha256 is computed from the tar.
-
-    Raises:
-        DataError: the table is unreadable, or takes too much memory.
-        FormatError: a column that img2dataset always writes is missing or has another type.
+    ours, image_key becomes the row's own key, and sha256 is computed from the tar. Raises DataError if the table is
+    unreadable, or takes too much memory; FormatError if a column that img2dataset always writes is missing or has
+    another type.
     """
     needed = set(wanted)
     for group, sources in _TOGETHER:
@@ -304,10 +294,8 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, shard: RawShard) -> pa.Chunk
 
 
 def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
-    """Yields (tar sample key, image bytes) in the order of the tar; one image in memory at a time.
-
-    Raises:
-        DataError: the tar is cut off, or not a tar.
+    """Yields (tar sample key, image bytes) in the order of the tar; one image in memory at a time. Raises DataError if
+    the tar is cut off, or not a tar.
     """
     with shard.local_tar().open("rb") as file:
         for key, offset, size in image_spans(file, str(shard.tar)):
@@ -318,10 +306,8 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
 def image_spans(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
     """Yields (tar sample key, offset, bytes) of the images in a tar, without empty files.
 
-    Only headers are read; `file` must be seekable.
-
-    Raises:
-        DataError: the tar, called `name`, is cut off, or not a tar.
+    Only headers are read; `file` must be seekable. Raises DataError if the tar, called `name`, is cut off, or not a
+    tar.
     """
     try:
         for member in read_members(file):

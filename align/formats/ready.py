@@ -34,12 +34,8 @@ def write_manifest(folder: Path) -> None:
 
 
 def require_whole(folder: Path) -> None:
-    """Compares every file with the list.
-
-    Raises:
-        DataError: there is no ready search.
-        FormatError: the list has another schema_version or layout.
-        CorruptError: a file is missing, changed, or not in the list.
+    """Compares every file with the list. Raises DataError if there is no ready search; FormatError if the list has
+    another schema_version or layout; CorruptError if a file is missing, changed, or not in the list.
     """
     manifest = read_if_exists(_Manifest, folder / MANIFEST, _REMEDY)
     if manifest is None:

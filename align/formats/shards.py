@@ -18,8 +18,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,11 +148,8 @@ class Sample:
 
 
 def read_manifest(shards: Path, *, given: bool = False) -> Manifest:
-    """Reads and checks `manifest.json`.
-
-    Raises:
-        DataError: there is no manifest, or it is an index of given tars, and the caller takes none.
-        FormatError: it has another schema_version or layout.
+    """Reads and checks `manifest.json`. Raises DataError if there is no manifest, or it is an index of given tars, and
+    the caller takes none; FormatError if it has another schema_version or layout.
     """
     path = shards / MANIFEST
     manifest = read_if_exists(Manifest, path, "run `align shard` again")
@@ -163,15 +161,7 @@ def read_manifest(shards: Path, *, given: bool = False) -> Manifest:
 
 
 def read_offsets(path: Path, sha256: str) -> NDArray[np.int64]:
-    """Reads the index of a tar: (images, 4), see above.
-
-    Args:
-        path: of the index.
-        sha256: `Shard.offsets_sha256`.
-
-    Raises:
-        CorruptError: it is missing, or not the one that the manifest names.
-    """
+    """Reads the index of a tar, (images, 4), see above. Raises CorruptError if it is missing, or has another sha256."""
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptError(f"{path}: {'damaged' if data else 'missing'}; run `dvc checkout`, or `align shard` again")
@@ -206,16 +196,7 @@ def parse_row(data: bytes, size: int, tar: Path) -> dict[str, Any]:
 
 
 def local_tar(shards: Path, shard: Shard, fetch: FetchTar | None) -> Path:
-    """A tar on this machine.
-
-    Args:
-        shards: the folder of the manifest.
-        shard: its row.
-        fetch: (sha256, bytes) -> path of a tar that is not in the folder; None: there is none.
-
-    Raises:
-        DataError: it is missing. Else as `fetch`.
-    """
+    """A tar on this machine: in the folder of the manifest, or fetched. Raises DataError if it is missing."""
     path = shards / shard.path
     if path.is_file():
         return path
@@ -228,34 +209,31 @@ def local_tar(shards: Path, shard: Shard, fetch: FetchTar | None) -> Path:
 
 
 def iter_texts(shards: Path, split: SplitName, fetch: FetchTar | None) -> Iterator[list[str]]:
-    """Yields the texts of each image of a split; neither pictures nor tars that are not needed yet are read.
-
-    Raises:
-        DataError, FormatError: as `read_manifest` and `local_tar`.
-        CorruptError: a shard or its index is damaged.
+    """Yields the texts of each image of a split; neither pictures nor tars that are not needed yet are read. Raises
+    DataError, FormatError as `read_manifest` and `local_tar`; CorruptError if a shard or its index is damaged.
     """
     for shard in read_manifest(shards).splits[split].shards:
-        path = local_tar(shards, shard, fetch)
-        with path.open("rb") as file:
-            for _, _, offset, size in read_offsets(shards / shard.offsets_path, shard.offsets_sha256).tolist():
-                yield parse_row(os.pread(file.fileno(), size, offset), size, path)["texts"]
+        for row, _ in _rows(shards, shard, local_tar(shards, shard, fetch)):
+            yield row["texts"]
 
 
 def iter_samples(shards: Path, split: SplitName, fetch: FetchTar | None = None) -> Iterator[Sample]:
-    """Yields the samples of a split in the order of the manifest, one image in memory at a time.
-
-    Raises:
-        DataError, FormatError: as `read_manifest` and `local_tar`.
-        CorruptError: a shard's bytes or its index do not match the manifest.
+    """Yields the samples of a split in the order of the manifest, one image in memory at a time. Raises DataError,
+    FormatError as `read_manifest` and `local_tar`; CorruptError if a shard's bytes or its index do not match the
+    manifest.
     """
     for shard in read_manifest(shards).splits[split].shards:
         path = local_tar(shards, shard, fetch)
         if sha256_file(path) != shard.sha256:
             raise CorruptError(f"{path}: sha256 does not match {MANIFEST}; run `align shard` again")
-        offsets = read_offsets(shards / shard.offsets_path, shard.offsets_sha256)
-        with path.open("rb") as file:
-            for jpg_offset, jpg_size, json_offset, json_size in offsets.tolist():
-                image = os.pread(file.fileno(), jpg_size, jpg_offset)
-                row = json.loads(os.pread(file.fileno(), json_size, json_offset))
-                lists = (tuple(row.get(name, ())) for name in ("keys", "texts"))
-                yield Sample(row["key"], row["image_id"], image, *lists)
+        for row, picture in _rows(shards, shard, path):
+            yield Sample(row["key"], row["image_id"], picture(), tuple(row["keys"]), tuple(row["texts"]))
+
+
+def _rows(shards: Path, shard: Shard, path: Path) -> Iterator[tuple[dict[str, Any], Callable[[], bytes]]]:
+    """The json of each sample of a tar, and what reads its picture."""
+    offsets = read_offsets(shards / shard.offsets_path, shard.offsets_sha256)
+    with path.open("rb") as file:
+        for start, num_bytes, offset, size in offsets.tolist():
+            row = parse_row(os.pread(file.fileno(), size, offset), size, path)
+            yield row, partial(os.pread, file.fileno(), num_bytes, start)

@@ -140,12 +140,9 @@ class Table:
     def rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
         """The values of some columns, row by row; None for a column that is None. Values are as the file has them.
 
-        Those of parquet are Arrow's arrays where they are lists: few bytes can hold millions of items.
-
-        Raises:
-            CutOffError: the file ends too early.
-            NoColumnError: two columns have a name that is wanted.
-            DataError: the file is damaged.
+        Those of parquet are Arrow's arrays where they are lists: few bytes can hold millions of items. Raises
+        CutOffError if the file ends too early; NoColumnError if two columns have a name that is wanted; DataError if
+        the file is damaged.
         """
         self._require_one(wanted)
         with self._damage_is_one_line():

@@ -50,12 +50,12 @@ def judged_data(reports: Path) -> set[str]:
 
 
 def require_passed(folder: Path, data: str, where: Path) -> None:
-    """Refuses data without a passed verdict.
+    """Refuses data without a passed verdict in a gate's report.
 
     Args:
-        folder: a gate's report.
-        data: digest of the data that the gate must have judged.
-        where: the folder of that data, or of what was made from it; for the error.
+        folder: the report.
+        data: digest of what the gate must have judged.
+        where: that, or what was made from it, lies; for the error.
 
     Raises:
         DataError: there is no verdict, or it is about other data.

@@ -34,7 +34,6 @@ from align.durable.steps import Work
 from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError, FormatError
 from align.formats.image_index import Hit, ImageIndex, IndexedImage, write_index
-from align.formats.labelled_queries import ComposedQuery, LabelledQuery, QueryFile, names, read_queries
 from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import local_tar, read_manifest
@@ -42,7 +41,15 @@ from align.model.embedder import Embedder, Encoder
 from align.project import provenance
 from align.search.addresses import with_addresses
 from align.search.embed_shards import RESULTS, EmbedWork, embed_shards, embedded_tars
-from align.search.queries import compose, share_named
+from align.search.queries import (
+    ComposedQuery,
+    LabelledQuery,
+    QueryFile,
+    compose,
+    names,
+    read_queries,
+    share_named,
+)
 from align.search.report import (
     ANSWER_CUT,
     SHARE_CUT,

@@ -49,11 +49,7 @@ def network_git(root: Path, *args: str) -> str:
 
 
 def resolve(root: Path, ref: str, kind: str = "commit") -> str:
-    """The hash of the commit that `ref` names, or of its tree.
-
-    Raises:
-        DataError: there is no such commit.
-    """
+    """The hash of the commit that `ref` names, or of its tree. Raises DataError if there is no such commit."""
     try:
         return git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{{kind}}}")
     except DataError:

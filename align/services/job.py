@@ -43,10 +43,8 @@ class Place:
 
 
 def place_of_job(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """Reads the place of this process; None if no launcher has started it, or this process alone.
-
-    Raises:
-        ConfigError: the variables leave a place open, or contradict each other.
+    """Reads the place of this process; None if no launcher has started it, or this process alone. Raises ConfigError if
+    the variables leave a place open, or contradict each other.
     """
     in_step = "SLURM_STEP_NUM_TASKS" in environment
     if "RANK" in environment or "WORLD_SIZE" in environment:

@@ -19,12 +19,7 @@ _MAX_BYTES = 1 << 16
 
 
 def take_down_lines(digest: str, wait_s: float) -> Iterator[str]:
-    """A line for each service: whether it obeys the list with this sha256.
-
-    Args:
-        digest: of `opted_out.csv`.
-        wait_s: how long a service may take to see a new list.
-    """
+    """A line for each service: whether it obeys the `opted_out.csv` with this sha256, after at most `wait_s`."""
     end = time.monotonic() + wait_s
     own = f"http://127.0.0.1:{os.environ.get('ALIGN_SEARCH_PORT', PORT)}"
     for url in os.environ.get("ALIGN_SEARCH_URL", "").split() or [own]:

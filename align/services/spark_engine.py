@@ -108,10 +108,8 @@ _open: list[Any] = []
 def open_session(config: EngineConfig, scratch: Path) -> Iterator[Any]:
     """Opens a session, or gives the one that is open, so that tasks and SQL are one application.
 
-    The session ends with the first block.
-
-    Raises:
-        ServiceError: pyspark or Java is missing, or the master does not respond.
+    The session ends with the first block. Raises ServiceError if pyspark or Java is missing, or the master does not
+    respond.
     """
     if _open:
         yield _open[0]

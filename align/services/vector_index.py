@@ -130,11 +130,8 @@ class VectorIndex:
 
     @classmethod
     def load(cls, path: Path) -> VectorIndex:
-        """Opens what `build` wrote.
-
-        Raises:
-            DataError: the file does not exist.
-            CorruptError: the file is not such an index, is cut off, or the one beside it does not belong to it.
+        """Opens what `build` wrote. Raises DataError if the file does not exist; CorruptError if the file is not such
+        an index, is cut off, or the one beside it does not belong to it.
         """
         try:
             with path.open("rb") as file:

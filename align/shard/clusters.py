@@ -1,9 +1,8 @@
 """Clusters of images that a split must not separate: those that share a text, or look nearly the same.
 
 A split by row would put the same picture, or the same sentence, on both sides. Clusters are the exact connected
-components of two relations: equal text, and perceptual hashes at a small Hamming distance. Few images are compared. A
-hash has `max_bits + m` bands: two hashes that differ in at most `max_bits` bits agree completely in at least m bands
-(pigeonhole). m grows with the number of images, so that few agree by chance.
+components of two relations: equal text, and perceptual hashes at a small Hamming distance. Only images whose hashes
+agree under a mask are compared (`align.pairs.near_hashes`).
 
 All of it is SQL over 64-bit numbers, for DuckDB and Spark (`align.services.engine`), except for hashes that agree with
 too many others under a mask, which numpy divides further. Edges become the stars of their components by the two
@@ -16,10 +15,7 @@ The paper does not split its training data; this is our decision.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
-from functools import reduce
-from itertools import chain, combinations, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -27,20 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.interfaces.sql import Engine
-
-#: Edges that are united together; bounds their memory.
-_EDGES_AT_ONCE = 1 << 22
-#: A combination of bands may be this many bits shorter than log2(images); then about 8 images agree by chance.
-_SPARE_BITS = 3
-#: The most masks; each costs a pass over all images.
-_MASKS = 100
-#: Hashes that agree under a mask and are compared two by two; more are divided by further bits first, ...
-_COMPARED_AT_ONCE = 1024
-#: ... at most this often: then they are many and truly alike.
-_MAX_DEPTH = 4
-
-Indices = NDArray[np.int64]
-Edges = tuple[Indices, Indices]
+from align.pairs import near_hashes
 
 
 def label_images(engine: Engine, max_bits: int) -> str:
@@ -63,7 +46,7 @@ def label_images(engine: Engine, max_bits: int) -> str:
     return _stars(engine)
 
 
-def text_hashes(texts: Iterable[str]) -> Indices:
+def text_hashes(texts: Iterable[str]) -> NDArray[np.int64]:
     """64 bits of each text, case ignored. Two of 50 million texts share them by chance with probability 1 in 15,000."""
     digests = b"".join(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, np.int64)
@@ -84,11 +67,10 @@ def _near(engine: Engine, max_bits: int) -> Iterator[str]:
     """Makes tables of edges between the images of distinct hashes that are near-duplicates; yields their names."""
     engine.table("hashed", "SELECT phash, min(image) AS image FROM images GROUP BY phash")
     [(num_hashes,)] = engine.rows("SELECT count(*) FROM hashed")
-    for number, mask in enumerate(masks(max_bits, num_hashes) if max_bits else ()):
+    for number, mask in enumerate(near_hashes.masks(max_bits, num_hashes) if max_bits else ()):
         band = f"(phash & CAST({mask.astype(np.int64)} AS BIGINT))"
-        engine.table(
-            "crowds", f"SELECT {band} AS band FROM hashed GROUP BY {band} HAVING count(*) > {_COMPARED_AT_ONCE}"
-        )
+        many = f"count(*) > {near_hashes.COMPARED_AT_ONCE}"
+        engine.table("crowds", f"SELECT {band} AS band FROM hashed GROUP BY {band} HAVING {many}")
         [(num_crowds,)] = engine.rows("SELECT count(*) FROM crowds")
         others = f"WHERE {band} NOT IN (SELECT band FROM crowds)" if num_crowds else ""
         banded = f"(SELECT {band} AS band, phash, image FROM hashed {others})"
@@ -117,7 +99,7 @@ _NEAR = """
 def _edges_of_crowds(rows: pa.Table, mask: np.uint64, max_bits: int) -> pa.Table:
     """Edges (node, label) that join the near-duplicates among some images (phash, image)."""
     images = rows["image"].to_numpy()
-    labels = _united(len(images), edges_within(rows["phash"].to_numpy().view(np.uint64), mask, max_bits))
+    labels = near_hashes.components(rows["phash"].to_numpy().view(np.uint64), mask, max_bits)
     joined = np.flatnonzero(labels != np.arange(len(images)))
     ends = images[joined], images[labels[joined]]
     return pa.table({"node": np.maximum(*ends), "label": np.minimum(*ends)})
@@ -156,73 +138,3 @@ _LARGE_STAR = """
     SELECT DISTINCT edges.node, coalesce(lowest.label, edges.label) AS label
     FROM {edges} AS edges LEFT JOIN lowest ON lowest.node = edges.label
 """
-
-
-def edges_within(values: NDArray[np.uint64], mask: np.uint64, max_bits: int, depth: int = 0) -> Iterator[Edges]:
-    """Yields edges between those distinct hashes that agree under a mask and differ in at most `max_bits` bits.
-
-    Each hash is compared with the next one of its group, then with the one after that, and so on: as many steps as the
-    largest group has members, each over the hashes that have enough successors in their group. A group that is too
-    large for that is divided by each of `max_bits + 1` bands of the bits that the mask leaves: hashes that are close
-    agree in one of them.
-    """
-    band = values & mask
-    order = np.argsort(band, kind="stable")
-    grouped, band = values[order], band[order]
-    ends = np.append(np.flatnonzero(band[1:] != band[:-1]) + 1, len(band))[: len(band)]
-    sizes = np.diff(ends, prepend=0)
-    left_in_group = np.repeat(ends, sizes) - np.arange(len(band)) - 1
-    del band
-    finer = bands(max_bits + 1, int(~mask)) if depth < _MAX_DEPTH and int(mask).bit_count() < 64 - max_bits else []
-    if finer and (large := np.flatnonzero(np.repeat(sizes > _COMPARED_AT_ONCE, sizes))).size:
-        left_in_group[large] = 0
-        for one in finer:
-            for left, right in edges_within(grouped[large], mask | one, max_bits, depth + 1):
-                yield order[large[left]], order[large[right]]
-    position, step = np.flatnonzero(left_in_group), 1
-    while len(position):
-        close = position[np.bitwise_count(grouped[position] ^ grouped[position + step]) <= max_bits]
-        if len(close):
-            yield order[close], order[close + step]
-        step += 1
-        position = position[left_in_group[position] >= step]
-
-
-def masks(max_bits: int, num_values: int) -> list[np.uint64]:
-    """Masks of 64 bits such that two hashes that differ in at most `max_bits` bits agree under at least one of them.
-
-    Each combines m of `max_bits + m` bands, with the smallest m whose masks are long enough for `num_values` hashes.
-    """
-    min_bits, m = math.log2(max(num_values, 2)) - _SPARE_BITS, 1
-    while 64 * m // (max_bits + m) < min_bits and math.comb(max_bits + m + 1, m + 1) <= _MASKS:
-        m += 1
-    return [reduce(np.bitwise_or, some) for some in combinations(bands(max_bits + m), m)]
-
-
-def bands(count: int, bits: int = 2**64 - 1) -> list[np.uint64]:
-    """`count` masks that divide some bits, all 64 by default, as evenly as possible."""
-    places = [place for place in range(64) if bits >> place & 1]
-    edges = [round(len(places) * index / count) for index in range(count + 1)]
-    return [np.uint64(sum(1 << place for place in places[low:high])) for low, high in pairwise(edges)]
-
-
-def _united(num_nodes: int, edges: Iterable[Edges]) -> Indices:
-    """The first node of each node's component; some edges at a time."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    labels = np.arange(num_nodes)
-    waiting: list[Edges] = []
-    num_waiting = 0
-    for some in chain(edges, [None]):
-        if some is not None:
-            waiting.append(some)
-            num_waiting += len(some[0])
-        if waiting and (some is None or num_waiting > _EDGES_AT_ONCE):
-            left, right = (labels[np.concatenate(side)] for side in zip(*waiting, strict=True))
-            graph = coo_array((np.ones(len(left), bool), (left, right)), (num_nodes, num_nodes))
-            components = connected_components(graph, directed=False)[1][labels]
-            _, first, which = np.unique(components, return_index=True, return_inverse=True)
-            labels = first[which]
-            waiting, num_waiting = [], 0
-    return labels

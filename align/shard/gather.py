@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,38 +27,22 @@ from align.pairs.picture import PictureError, decode, is_finished_jpeg
 Read = Callable[[str, int, int], bytes]
 
 
-class _Request(NamedTuple):
-    """A sample without its image, and the range of a raw tar that is the image."""
-
-    key: str
-    image_id: str
-    keys: tuple[str, ...]
-    texts: tuple[str, ...]
-    span: tuple[str, int, int]
+#: A sample without its image, and the range of a raw tar that is the image.
+_Request = tuple[Sample, tuple[str, int, int]]
 
 
 def gather(rows: pa.Table, read: Read, num_threads: int, image_px: int, jpeg_quality: int) -> Iterator[Sample]:
-    """The samples of an output shard.
+    """The samples of an output shard, from its rows of the plan (`align.shard.plan.read_rows`).
 
-    Args:
-        rows: from the plan (`align.shard.plan.ShardPlan.rows`).
-        read: of the raw tars.
-        num_threads: how many threads call it.
-        image_px: side of the samples' images.
-        jpeg_quality: of the images that are resized.
-
-    Raises:
-        DataError: an image does not decode, or as `read`.
-        CorruptError: bytes of a tar are not those of the image that the filter decided on.
-        ServiceError: as `read`.
+    Raises as `read`; also DataError if an image does not decode, and CorruptError if bytes of a tar are not those of
+    the image that the filter decided on.
     """
-    for one, data in in_threads(partial(_fetch, read), _requests_of(rows), num_threads):
+    for sample in in_threads(partial(_fetch, read), _requests_of(rows), num_threads):
         try:
-            image = resize(data, image_px, jpeg_quality)
+            yield replace(sample, image=resize(sample.image, image_px, jpeg_quality))
         except PictureError as error:
-            what = f"image {one.key} of a kept pair does not decode ({error})"
+            what = f"image {sample.key} of a kept pair does not decode ({error})"
             raise DataError(f"{what}; run `align ingest` and `align filter` again") from None
-        yield Sample(one.key, one.image_id, image, one.keys, one.texts)
 
 
 def _requests_of(rows: pa.Table) -> Iterator[_Request]:
@@ -69,17 +53,19 @@ def _requests_of(rows: pa.Table) -> Iterator[_Request]:
     first = rows.select(["image_key", "image_id", "tar", "start", "num_bytes"]).take(pa.array(starts)).to_pydict()
     ends = [*starts[1:].tolist(), len(positions)]
     for begin, end, key, image_id, *span in zip(starts.tolist(), ends[: len(starts)], *first.values(), strict=True):
-        yield _Request(key, image_id, tuple(keys[begin:end]), tuple(texts[begin:end]), tuple(span))
+        yield Sample(key, image_id, b"", tuple(keys[begin:end]), tuple(texts[begin:end])), tuple(span)
 
 
-def _fetch(read: Read, request: _Request) -> tuple[_Request, bytes]:
-    data = read(*request.span)
-    if hashlib.sha256(data).hexdigest() != request.image_id:
+def _fetch(read: Read, request: _Request) -> Sample:
+    """The sample with the image as it came."""
+    sample, span = request
+    data = read(*span)
+    if hashlib.sha256(data).hexdigest() != sample.image_id:
         raise CorruptError(
-            f"{request.span[0]}.tar: the image {request.key} is damaged: its sha256 is not {request.image_id}; remove "
+            f"{span[0]}.tar: the image {sample.key} is damaged: its sha256 is not {sample.image_id}; remove "
             "the tar, and get it back with `dvc checkout` or `align ingest`"
         )
-    return request, data
+    return replace(sample, image=data)
 
 
 def resize(data: bytes, image_px: int, quality: int) -> bytes:

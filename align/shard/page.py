@@ -18,15 +18,7 @@ def shard_page(
     metrics: Mapping[str, float], manifest: Manifest, clusters: Sequence[int],
     examples: Mapping[SplitName, Sequence[Sample]], config: ShardConfig,
 ) -> str:  # fmt: skip
-    """The page.
-
-    Args:
-        metrics: of the report.
-        manifest: of the shards.
-        clusters: how many have 1 image, 2 or 3, 4 to 7, and so on.
-        examples: split -> samples.
-        config: section `shard`.
-    """
+    """The page; of `clusters`, see `align.shard.plan.ShardPlan.cluster_sizes`."""
     total, largest = metrics["shard/num_images"], metrics["shard/largest_cluster_share"]
     splits = [
         (name, of.num_images, f"{of.num_images / total:.1%}", of.num_pairs, len(of.shards),

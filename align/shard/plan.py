@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ from align.durable.files import write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.json_file import StoredModel
+from align.formats.parquet import readable
 from align.formats.shards import SPLITS, SplitName
 from align.interfaces.sql import Engine
 from align.shard.clusters import label_images, text_hashes
@@ -114,9 +115,7 @@ def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed:
         spans: of that tar: key of the sample -> first byte and number of bytes of its image.
         seed: of draws and places.
 
-    Raises:
-        DataError: an image is not in the tar.
-        CorruptError: the file is damaged.
+    Raises DataError if an image is not in the tar; CorruptError if the file is damaged.
     """
     with _readable(part):
         rows = pq.read_table(part, columns=list(_STRINGS), filters=pc.field("keep")).combine_chunks()
@@ -142,10 +141,8 @@ def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed:
 
 
 def image_hashes(images: Path, row_group: int) -> pa.Table:
-    """The perceptual hashes of a row group of images.parquet, none if it has no such group: image, phash.
-
-    Raises:
-        CorruptError: the file is damaged.
+    """The perceptual hashes of a row group of images.parquet, none if it has no such group: image, phash. Raises
+    CorruptError if the file is damaged.
     """
     with _readable(images), pq.ParquetFile(images, pre_buffer=False) as file:
         groups = range(file.num_row_groups)[row_group : row_group + 1]
@@ -164,33 +161,21 @@ def _signed(numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
     return (numbers ^ _SIGN).view(np.int64)
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CorruptError(
-            f"{path}: damaged ({reason}); get it back with `dvc checkout`, or run `align filter`"
-        ) from None
+#: A file of data/filtered can be read, or is damaged.
+_readable = partial(
+    readable, problem="damaged", remedy="get it back with `dvc checkout`, or run `align filter`", kind=CorruptError
+)
 
 
-def make_plan(engine: Engine, kept: Path, hashes: Path, filtered: Path, config: ShardConfig, folder: Path) -> ShardPlan:
+def make_plan(engine: Engine, filtered: Path, config: ShardConfig, folder: Path) -> None:
     """Plans, and writes ROWS and PLAN.
 
     Args:
-        engine: does the SQL.
-        kept: a pattern for the files with `kept_pairs`.
-        hashes: the same with `image_hashes`.
+        engine: has the views `kept`, of the tables of `kept_pairs`, and `hashes`, of those of `image_hashes`.
         filtered: data/filtered, for error messages.
         config: section `shard`.
         folder: of the plan.
-
-    Raises:
-        DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash.
     """
-    engine.view("kept", kept)
-    engine.view("hashes", hashes)
     say("shard: SQL, clusters of images")
     engine.table("images", _IMAGES)
     [(num_images, first)] = engine.rows("SELECT count(*), min(CASE WHEN phash IS NULL THEN image END) FROM images")
@@ -219,7 +204,6 @@ def make_plan(engine: Engine, kept: Path, hashes: Path, filtered: Path, config: 
     _require_images(plan, config)
     engine.write(_ROWS, folder / ROWS)
     write_text(folder / PLAN, plan.model_dump_json())
-    return plan
 
 
 def _require_images(plan: ShardPlan, config: ShardConfig) -> None:

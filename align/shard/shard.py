@@ -85,12 +85,7 @@ class ShardFolders:
     report: Path
 
 
-def shard(
-    config: ShardConfig,
-    store: StoreConfig,
-    folders: ShardFolders,
-    engine: EngineConfig,
-) -> ShardReport:
+def shard(config: ShardConfig, store: StoreConfig, folders: ShardFolders, engine: EngineConfig) -> ShardReport:
     """Writes the shards of all splits, then the manifest, then the report.
 
     Args:
@@ -143,13 +138,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
     del args
     paths = params.section(PathsConfig)
-    folders = ShardFolders(
-        raw=paths.raw,
-        filtered=paths.filtered,
-        quality=paths.reports / TABLES,
-        shards=paths.shards,
-        report=paths.reports / "shard",
-    )
+    quality, report_folder = paths.reports / TABLES, paths.reports / "shard"
+    folders = ShardFolders(paths.raw, paths.filtered, quality, paths.shards, report_folder)
     with record_runtime("shard", paths.runtime) as record:
         report = shard(params.section(ShardConfig), params.section(StoreConfig), folders, params.section(EngineConfig))
         record["num_images"] = report.metrics["shard/num_images"]

@@ -16,23 +16,22 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.durable.files import link
+from align.durable.files import link, write_text
 from align.durable.steps import Step, Work
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
 from align.formats.raw import RawShard, image_spans
-from align.formats.shards import SPLITS, Manifest, Sample, SplitName
+from align.formats.shards import SPLITS, Manifest, Sample, Shard, SplitName
 from align.interfaces.executor import Executor
 from align.interfaces.sql import Engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.gather import gather
 from align.shard.plan import ROWS, ShardPlan, image_hashes, kept_pairs, make_plan, read_plan, read_rows
-from align.shard.writer import join_manifest, write_entry, write_shard
+from align.shard.writer import write_manifest, write_shard
 
 _GIVEN, _TABLES, _PLAN, _WRITTEN = "given", "tables", "plan", "written"
 #: An output shard's row of the manifest.
@@ -88,19 +87,7 @@ class ShardWork:
 
 
 def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], AbstractContextManager[Engine]]) -> ShardPlan:
-    """The plan of the work folder, made if it is missing.
-
-    Args:
-        work: the folder.
-        executor: makes the tables of the SQL.
-        open_sql: opens the engine.
-
-    Raises:
-        DataError: nothing is kept, a split would be empty, or an image of a kept pair is missing.
-        CorruptError: a file of data/filtered is damaged.
-        ServiceError: the object store or the cluster is unavailable.
-    """
-    folder = work.work.folder
+    """The plan of the work folder, made if it is missing: the executor makes the tables that the SQL reads."""
 
     def make(out: Path) -> None:
         parts, images = decision_parts(work.filtered), work.filtered / IMAGES
@@ -112,12 +99,13 @@ def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], Abstra
         tables |= {f"hashes-{group}": group for group in range(num_groups)}
         step = Step(_TABLES, _write_table, "shard: tables of kept pairs and images", resource=work.opened)
         work.work.run(step, tables, executor)
-        kept, hashes = (folder / _TABLES / "*" / f"{name}.parquet" for name in ("kept", "hashes"))
         with open_sql() as engine:
-            make_plan(engine, kept, hashes, work.filtered, work.config, out)
+            for name in ("kept", "hashes"):
+                engine.view(name, work.work.folder / _TABLES / "*" / f"{name}.parquet")
+            make_plan(engine, work.filtered, work.config, out)
 
     work.work.make(_PLAN, make)
-    return read_plan(folder / _PLAN)
+    return read_plan(work.work.folder / _PLAN)
 
 
 def _write_table(work: ShardWork, out: Path, table: str | int) -> None:
@@ -126,27 +114,16 @@ def _write_table(work: ShardWork, out: Path, table: str | int) -> None:
         rows = image_hashes(work.given(work.filtered / IMAGES), table)
         pq.write_table(rows, out / "hashes.parquet")
     else:
-        pq.write_table(_kept(work, table), out / "kept.parquet")
-
-
-def _kept(work: ShardWork, name: str) -> pa.Table:
-    """The kept pairs of a raw shard; where its tar has their images, its headers say."""
-    spans: dict[str, tuple[int, int]] = {}
-    if name in work.tars:
-        with StoreFiles(work.store).open(work.tars[name]) as file:
-            spans = {key: (start, size) for key, start, size in image_spans(file, work.tars[name])}
-    part = work.given(work.filtered / DECISIONS / f"{name}.parquet")
-    return kept_pairs(part, name, spans, work.config.seed)
+        spans: dict[str, tuple[int, int]] = {}
+        if table in work.tars:  # its headers say where it has the images
+            with StoreFiles(work.store).open(work.tars[table]) as file:
+                spans = {key: (start, size) for key, start, size in image_spans(file, work.tars[table])}
+        part = work.given(work.filtered / DECISIONS / f"{table}.parquet")
+        pq.write_table(kept_pairs(part, table, spans, work.config.seed), out / "kept.parquet")
 
 
 def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
-    """Writes the output shards that are not complete.
-
-    Raises:
-        DataError: an image of a kept pair does not decode.
-        CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
-        ServiceError: the object store is unavailable.
-    """
+    """Writes the output shards that are not complete."""
     shards = {f"{split}-{number:05d}": (split, number) for split, number in plan.shards}
     work.work.run(Step(_WRITTEN, _write_shard, "shard: shards", resource=work.opened), shards, executor)
 
@@ -155,11 +132,11 @@ def _write_shard(work: ShardWork, out: Path, shard: tuple[SplitName, int]) -> No
     split, number = shard
     made = write_shard(out, f"{split}/{number:05d}.tar", work.samples(split, number))
     keep_tar(out / made.path, made.sha256, work.store)
-    write_entry(made, out / _ENTRY)
+    write_text(out / _ENTRY, made.model_dump_json())
 
 
 def examples(work: ShardWork, plan: ShardPlan) -> dict[SplitName, list[Sample]]:
-    """The first samples of each split that has some; the seed has shuffled them. Raises as `write_shards`."""
+    """The first samples of each split that has some; the seed has shuffled them."""
     splits = [split for split, number in plan.shards if number == 0]
     return {split: [*islice(work.samples(split, 0), _SHOWN)] for split in splits}
 
@@ -167,14 +144,14 @@ def examples(work: ShardWork, plan: ShardPlan) -> dict[SplitName, list[Sample]]:
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     """Puts tars and indexes in their places, writes the manifest, and removes everything else."""
     folder = work.work.folder
-    entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
+    shards: dict[SplitName, list[Shard]] = {name: [] for name in SPLITS}
     for split, number in plan.shards:
         written = folder / _WRITTEN / f"{split}-{number:05d}"
-        entries[split].append(written / _ENTRY)
+        shards[split].append(Shard.model_validate_json((written / _ENTRY).read_bytes()))
         (folder / split).mkdir(exist_ok=True)
         for file in (written / split).iterdir():  # none, if a run was killed here
             os.replace(file, folder / split / file.name)
-    manifest = join_manifest(folder, work.config.image_px, entries)
+    manifest = write_manifest(folder, work.config.image_px, shards)
     work.work.drop((_GIVEN, _TABLES, _PLAN, _WRITTEN))
     return manifest
 

@@ -8,27 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from align.durable.files import replaced, sha256_file, write_bytes, write_text
-from align.formats.shards import (
-    MANIFEST,
-    Manifest,
-    Sample,
-    Shard,
-    Split,
-    SplitName,
-    digest_of,
-    index_bytes,
-)
+from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of, index_bytes
 from align.formats.tar import TarWriter
 
 
 def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
-    """Writes one tar and then its index, each whole or not at all.
-
-    Args:
-        directory: the folder that will hold the manifest.
-        path: relative to `directory`.
-        samples: written in this order.
-    """
+    """Writes one tar and then its index, each whole or not at all; `path` is relative to the manifest's folder."""
     offsets, num_pairs, target = list[tuple[int, int, int, int]](), 0, directory / path
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as beside:
@@ -55,22 +40,10 @@ def _json(sample: Sample) -> bytes:
     return json.dumps(row, ensure_ascii=False, sort_keys=True).encode()
 
 
-def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:
-    """Writes `manifest.json` from files that hold one `Shard` each.
-
-    Args:
-        folder: of the manifest.
-        image_px: side of the images.
-        entries: split -> files that `write_entry` wrote.
-    """
-    read = {name: (Shard.model_validate_json(path.read_bytes()) for path in paths) for name, paths in entries.items()}
-    splits = {name: Split.of(rows) for name, rows in read.items()}
+def write_manifest(folder: Path, image_px: int, shards: Mapping[SplitName, Sequence[Shard]]) -> Manifest:
+    """Writes `manifest.json` of the shards of each split, with images of `image_px` squared."""
+    splits = {name: Split.of(rows) for name, rows in shards.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits)
     write_text(folder / MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")
     return manifest
-
-
-def write_entry(shard: Shard, path: Path) -> None:
-    """Writes one shard's row of the manifest, for `join_manifest`, atomically."""
-    write_text(path, shard.model_dump_json())

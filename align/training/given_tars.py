@@ -31,7 +31,6 @@ from align.durable.locks import locked
 from align.durable.work import key_of, work_directory
 from align.errors import ConfigError, DataError
 from align.formats import shards as formats
-from align.formats.given_tars import given_samples
 from align.formats.json_file import read_if_exists
 from align.formats.sample_texts import texts_in
 from align.formats.shards import Manifest, Shard, Split, SplitName
@@ -39,6 +38,7 @@ from align.interfaces.executor import Task
 from align.project import provenance
 from align.services.executors.executors import LocalExecutor
 from align.services.files.files import StoreFiles
+from align.training.given_samples import given_samples
 from align.training.plan import Work
 
 #: Of given tars.
@@ -118,7 +118,7 @@ def _index(params: Params, spec: str) -> Path:
     files, val = StoreFiles(store), (shard.seed, shard.val_fraction)
     tars = _tars_of(spec, files)
     stamped = [*zip(tars, files.stamps(tars), strict=True)]
-    key = key_of(stamped, val, provenance.digest("align.formats.given_tars"))
+    key = key_of(stamped, val, provenance.digest("align.training.given_samples"))
     folder = store.cache.absolute() / formats.GIVEN / key[:16]
     with locked(folder.with_name(f".{folder.name}.wait"), f"the process that indexes {spec}", say):
         if not (folder / formats.MANIFEST).is_file():

@@ -179,7 +179,7 @@ def test_duckdb_and_spark_plan_shards_alike(cluster, tmp_path):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 def test_clusters_of_spark_equal_those_of_comparing_all_with_all(cluster, tmp_path, monkeypatch):
     """With groups that numpy divides."""
-    monkeypatch.setattr("align.shard.clusters._COMPARED_AT_ONCE", 8)
+    monkeypatch.setattr("align.pairs.near_hashes.COMPARED_AT_ONCE", 8)
     pairs, phashes = clusters.alike(1, num_images=300, num_texts=200)
     config = load_params().section(EngineConfig).model_copy(update={"runner": "spark", "spark_master": cluster[0]})
     with open_engine(config, tmp_path) as engine:

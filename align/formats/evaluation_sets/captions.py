@@ -13,11 +13,10 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from align.config.suite import SuiteSet
 from align.errors import DataError
-from align.formats.captions_json import USUAL_FOLDERS, of_splits, read_captions, require_splits
+from align.formats.captions_json import USUAL_FOLDERS, CaptionedPicture, of_splits, read_captions, require_splits
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
 from align.formats.evaluation_sets.files import FilePictures, bytes_of, exists, joined, leads_out, lines_of, made
 from align.interfaces.store import Files
@@ -28,14 +27,6 @@ _LINE = re.compile(r"(?P<name>.+?\.(?:jpe?g|png|webp|gif|bmp))\s*,(?P<caption>.*
 _MOST_BYTES = 64 << 20
 #: Pictures to look for in each usual folder.
 _TRIES = 5
-
-
-class _Captioned(NamedTuple):
-    name: str
-    folder: str
-    captions: list[str]
-    number: int | None = None
-    numbers: tuple[int, ...] = ()
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
@@ -53,13 +44,14 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
             unusable[row.name] = "its name leads out of the folder of pictures"
             continue
         key = f"{row.folder}/{row.name}" if row.folder else row.name
-        texts, numbers = tuple(row.captions), row.numbers
-        images.append(EvaluationImage(key, key, texts, None, "query", number=row.number, text_numbers=numbers))
+        numbers = tuple(number for number in row.numbers if number is not None)
+        numbers = numbers if len(numbers) == len(row.captions) else ()
+        images.append(EvaluationImage(key, key, tuple(row.captions), None, "query", row.number, numbers))
         uris.append(joined(folder.format(split=row.folder), row.name))
     return made(wanted, images, FilePictures(files, uris, [folder.partition("{split}")[0] or "."]), unusable=unusable)
 
 
-def _json(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:
+def _json(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[CaptionedPicture]:
     try:
         with files.open(wanted.path) as stream:
             pictures = read_captions(stream, wanted.path)
@@ -74,14 +66,13 @@ def _json(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[
             continue
         usable = [row for row, text in enumerate(picture.captions) if isinstance(text, str) and text.strip()]
         texts = [picture.captions[row] for row in usable]
-        numbers = [picture.numbers[row] for row in usable if row < len(picture.numbers)]
-        known = tuple(number for number in numbers if number is not None)
+        numbers = tuple(picture.numbers[row] for row in usable if row < len(picture.numbers))
         if len(texts) < len(picture.captions):
             unusable[f"a caption of {picture.name}"] = "no text"
-        yield _Captioned(picture.name, picture.folder, texts, picture.number, known if len(known) == len(texts) else ())
+        yield picture._replace(captions=texts, numbers=numbers)
 
 
-def _lines(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:
+def _lines(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[CaptionedPicture]:
     captions: dict[str, list[str]] = {}
     for number, line in enumerate(lines_of(files, wanted.path, "the file of captions"), 1):
         match = _LINE.fullmatch(line)
@@ -92,10 +83,10 @@ def _lines(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator
             captions.setdefault(match["name"].strip(), []).append(match["caption"].strip())
         else:
             unusable[f"line {number}"] = "an empty caption"
-    return (_Captioned(name, "", texts) for name, texts in captions.items())
+    return (CaptionedPicture(name, "", None, texts, None) for name, texts in captions.items())
 
 
-def _beside(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:
+def _beside(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[CaptionedPicture]:
     names = lines_of(files, wanted.path, "the list of pictures")
     columns = []
     for uri in wanted.captions:
@@ -107,7 +98,8 @@ def _beside(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterato
         for uri, caption in zip(wanted.captions, captions, strict=True):
             if not caption.strip():
                 unusable[f"line {number} of {uri.rpartition('/')[2]}"] = "an empty caption"
-        yield _Captioned(names[number - 1], "", [caption.strip() for caption in captions if caption.strip()])
+        texts = [caption.strip() for caption in captions if caption.strip()]
+        yield CaptionedPicture(names[number - 1], "", None, texts, None)
 
 
 def _unpacked(files: Files, uri: str) -> str:
@@ -124,11 +116,9 @@ def _unpacked(files: Files, uri: str) -> str:
         raise DataError(f"{uri}: the captions: not readable as text ({error}); fetch it again") from None
 
 
-def _folder(wanted: SuiteSet, rows: list[_Captioned], files: Files) -> str:
-    """The folder of the pictures; it may have `{split}` in it.
-
-    Raises:
-        DataError: none of the usual folders has one of the first pictures.
+def _folder(wanted: SuiteSet, rows: list[CaptionedPicture], files: Files) -> str:
+    """The folder of the pictures; it may have `{split}` in it. Raises DataError if none of the usual folders has one of
+    the first pictures.
     """
     if wanted.images is not None:
         return wanted.images.replace("{", "{{").replace("}", "}}")

@@ -17,10 +17,10 @@ from align.formats.features import files_of
 from align.formats.filtered import DECISIONS, parts_of
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT
-from align.formats.stored_tars import stored_tars
 from align.formats.verdict import SHARDS
 from align.lineage.take_down.purge_plan import PurgePlan, opted_out_pairs, stage_of, telling_reports
 from align.lineage.take_down.purge_raw import purge_raw
+from align.lineage.take_down.stored_tars import stored_tars
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
 from align.services.s3.store import Objects, fetcher, keep_tar

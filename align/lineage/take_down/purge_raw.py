@@ -26,11 +26,11 @@ from align.errors import DataError
 from align.formats.policy import OptedOut
 from align.formats.raw import MANIFEST, kept_scan, read_raw_manifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
-from align.formats.stored_tars import stored_tars
 from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
 from align.lineage.take_down.purge_plan import OptedOutPairs
+from align.lineage.take_down.stored_tars import stored_tars
 from align.lineage.versions.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
 
 #: What a purged row says, in addition to its status. The hash stays: the policy knows the picture by it, and it shows

@@ -51,10 +51,8 @@ def require_reachable(odb: Any, root: Path) -> None:
 
 
 def copy(root: Path, remote: str, md5s: Iterable[str], to: Path) -> None:
-    """Copies the objects that a remote has into a folder laid out like a cache.
-
-    Raises:
-        ServiceError: the remote is unavailable or unknown.
+    """Copies the objects that a remote has into a folder laid out like a cache. Raises ServiceError if the remote is
+    unavailable or unknown.
     """
     with _remote(root, remote) as odb:
         for md5 in md5s:

@@ -38,10 +38,8 @@ def is_tracked() -> bool:
 
 
 def stage_of(path: Path) -> str | None:
-    """The stage of dvc.yaml here that has this path as an out, or around or in an out; None: there is none.
-
-    Raises:
-        ConfigError: dvc.yaml or params.yaml is not what DVC reads.
+    """The stage of dvc.yaml here that has this path as an out, or around or in an out; None: there is none. Raises
+    ConfigError if dvc.yaml or params.yaml is not what DVC reads.
     """
     if not (_PIPELINE.is_file() and Path(PARAMS_FILE).is_file()):
         return None
@@ -56,12 +54,7 @@ def stage_of(path: Path) -> str | None:
 def require_no_out(option: str, path: Path) -> None:
     """Refuses to write by hand where a stage of dvc.yaml writes: DVC removes its outs before it runs the stage.
 
-    Args:
-        option: that names the path, for the message.
-        path: a file or folder.
-
-    Raises:
-        ConfigError: the path is an out, lies in one, or around one.
+    Raises ConfigError if the path, which the option names, is an out, lies in one, or around one.
     """
     if (stage := stage_of(path)) is not None:
         raise ConfigError(
@@ -115,12 +108,7 @@ def require_stated_values(params: Params, keys: Iterable[str], outs: Mapping[str
 
 
 def overridden(params: Params, keys: Iterable[str]) -> list[str]:
-    """The parameters (`section.key`) whose values differ from those of ./params.yaml.
-
-    Args:
-        params: of the command.
-        keys: sections, or single parameters.
-    """
+    """The parameters (`section.key`), of sections or single ones, whose values differ from those of ./params.yaml."""
     stated = load_params(Path(PARAMS_FILE)).values
     found = []
     for key in keys:
@@ -149,9 +137,7 @@ def _value(values: Any, key: str) -> Any:
 def linked(out: Path, folder: Path) -> Path:
     """The folder that an out was when DVC last recorded it: links into DVC's cache, as DVC removes it before its stage.
 
-    Args:
-        out: of a stage of dvc.yaml here.
-        folder: new; it stays absent where dvc.lock or the cache has the out no more.
+    The folder is new; it stays absent where dvc.lock or the cache has the out no more.
     """
     lock = Path("dvc.lock")
     stages = (parse_yaml(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +44,14 @@ def locked_repository(root: Path, what: str) -> Iterator[Any]:
     """As `dvc_repository`, but under DVC's lock, like its commands: it reads dvc.yaml and dvc.lock only once."""
     with dvc_repository(root, what) as repo:
         from dvc.repo import lock_repo
-        from dvc.utils.serialize import LOADERS  # type: ignore[import-untyped]  # likewise
 
-        load = LOADERS[".yaml"]
-        LOADERS[".yaml"] = cache(load)  # params.yaml, which it reads again for each stage
-        try:
-            with lock_repo(repo):
-                yield repo
-        finally:
-            LOADERS[".yaml"] = load
+        with lock_repo(repo):
+            yield repo
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL.
-
-    Raises:
-        DataError: a file of settings cannot be read.
+    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL. Raises DataError if a file of settings cannot
+    be read.
     """
     config = _config(root)
     cache = config["cache"].get("dir") or root.absolute() / ".dvc/cache"
@@ -69,10 +60,8 @@ def settings(root: Path) -> dict[str, Any]:
 
 
 def share_cache(root: Path, other: Path) -> None:
-    """Gives another checkout the cache of this one, in the settings that git does not track.
-
-    Raises:
-        DataError: a file of settings cannot be read.
+    """Gives another checkout the cache of this one, in the settings that git does not track. Raises DataError if a file
+    of settings cannot be read.
     """
     with _config(other).edit("local") as local:
         local["cache"]["dir"] = settings(root)["cache"]

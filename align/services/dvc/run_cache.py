@@ -43,13 +43,7 @@ def folder(repo: Any, name: str) -> Path:
 
 
 def result(repo: Any, stage: Any, name: str) -> tuple[dict[str, Any], Any] | None:
-    """The newest entry of a name, and a stage whose outs are what it says; None if there is none, or a damaged one.
-
-    Args:
-        repo: DVC's repository.
-        stage: of dvc.yaml.
-        name: of its entries.
-    """
+    """The newest entry of a stage's name, and a stage whose outs are what it says; None without a readable one."""
     from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA  # type: ignore[import-untyped]  # likewise
     from dvc.stage import PipelineStage, create_stage  # type: ignore[import-untyped]  # likewise
     from dvc.stage.loader import StageLoader  # type: ignore[import-untyped]  # likewise

@@ -69,14 +69,7 @@ def offer(repo: Any, stage: Any) -> dict[str, Any]:
 def accept(repo: Any, stage: Any, remote: str, expected: str) -> dict[str, Any]:
     """Fetches and checks out what the stage reads, and the result if somebody else has made it.
 
-    Args:
-        repo: of the worktree.
-        stage: the stage.
-        remote: the head's.
-        expected: what the stage reads there, as JSON of `reads`.
-
-    Raises:
-        DataError: the remote, or what the stage reads, is not the same as the head's.
+    Raises DataError if the remote, or what the stage reads, as JSON of `reads`, is not the same as the head's.
     """
     if address(repo) != remote:
         raise DataError(f"this machine's is {address(repo)}, and that of the run {remote}: set it in .dvc/config.local")

@@ -40,14 +40,9 @@ class LocalExecutor:
 
 @contextmanager
 def open_executor(config: EngineConfig, folder: Path) -> Iterator[Executor]:
-    """Opens the executor.
+    """Opens the executor, with scratch files in a folder, unless `engine.temp_directory` is set.
 
-    Args:
-        config: section `engine`.
-        folder: for its scratch files, unless `engine.temp_directory` is set.
-
-    Raises:
-        ServiceError: the cluster is unavailable.
+    Raises ServiceError if the cluster is unavailable.
     """
     scratch = (config.temp_directory or folder).resolve()
     if config.runner == "spark" and not config.spark_master.startswith(CONNECT):

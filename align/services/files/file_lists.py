@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from align.errors import DataError
@@ -41,44 +41,27 @@ def is_web(location: str) -> bool:
 
 
 def lines_of(stream: BinaryIO, location: str) -> list[str]:
-    """The lines of a list, without those that are empty or begin with `#`.
-
-    Raises:
-        DataError: it has too many bytes or lines, is damaged, or not UTF-8.
+    """The lines of a list, without those that are empty or begin with `#`. Raises DataError if it has too many bytes or
+    lines, is damaged, or not UTF-8.
     """
     if stream.seek(0, io.SEEK_END) > _MAX_BYTES:
         raise _too_large(location)
     stream.seek(0)
     packed = location.lower().endswith(".gz")
-    bounded = _Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream, location)
-    lines: list[str] = []
+    text = io.TextIOWrapper(gzip.GzipFile(fileobj=stream) if packed else stream, encoding="utf-8-sig")
+    lines, num_lines, num_bytes = list[str](), 0, 0
     try:  # str.splitlines knows other ends of lines, too
-        for number, line in enumerate(io.TextIOWrapper(io.BufferedReader(bounded, 1 << 16), encoding="utf-8-sig")):
-            if number == _MAX_LINES:
+        while line := text.readline(_MAX_BYTES + 1):
+            num_lines, num_bytes = num_lines + 1, num_bytes + len(line.encode())
+            if num_bytes > _MAX_BYTES:
+                raise _too_large(location)
+            if num_lines > _MAX_LINES:
                 raise DataError(f"{location}: a list of more than {_MAX_LINES:,} lines; divide it")
             if (stripped := line.strip()) and not stripped.startswith("#"):
                 lines.append(stripped)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{location}: not a list of locations, one per line ({error})") from None
     return lines
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that ends in a DataError after _MAX_BYTES."""
-
-    def __init__(self, stream: IO[bytes], location: str) -> None:
-        self._stream, self._location, self._num_bytes = stream, location, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        self._num_bytes += len(data)
-        if self._num_bytes > _MAX_BYTES:
-            raise _too_large(self._location)
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def _too_large(location: str) -> DataError:
@@ -121,10 +104,8 @@ def _is_below(line: str, root: str | None) -> bool:
 
 
 def require_usable(location: str) -> None:
-    """Checks what can be checked without asking a server.
-
-    Raises:
-        UnusableLocationError: the location is of a kind that cannot be read.
+    """Checks what can be checked without asking a server. Raises UnusableLocationError if the location is of a kind
+    that cannot be read.
     """
     found = _SCHEME.match(location)
     if found is None or found[1] == "s3":

@@ -34,8 +34,8 @@ _NAMED = 10
 class StoreFiles:
     """`align.interfaces.store.Files`, for local paths, s3:// and https:// alike. Read only; can be pickled.
 
-    A server says once what a file is: in a listing, or when it is asked first. A pickled copy knows what was asked for:
-    what another process reads is that file, or an error if it was replaced.
+    A server says once what a file is: in a listing, or when it is asked first. A pickled copy knows it, too: what
+    another process reads is that file, or an error if it was replaced.
 
     Attributes:
         config: how often and how patiently servers are asked.
@@ -45,25 +45,12 @@ class StoreFiles:
     config: StoreConfig
     download: DownloadConfig | None = None
     _known: dict[str, Stat] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _found: dict[str, Stat] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_found": {}}
 
     def list(self, location: str, suffixes: Sequence[str], root: str | None = None) -> list[str]:
-        """All files of a location, sorted by name, each once.
+        """See `Files`. `*` is within a folder, `**` across; in a list, empty lines and those with `#` are skipped.
 
-        Args:
-            location: a file, a folder (walked through), a pattern (`*` within a folder, `**` across), a file on a web
-                server, or a list file with one location per line; empty and `#` lines are skipped.
-            suffixes: of the files to list in a folder or bucket, in lower case; empty: all files. A file that ends in
-                .txt or .paths (also .gz) is a list file, unless its suffix is among these.
-            root: what the relative lines of a list begin with; None: the folder of the list.
-
-        Raises:
-            DataError: no file is there, lines of a list cannot be used (all of them are named or counted), or the
-                credentials are refused. Lines on a server are not asked for one by one: `stamps` does that.
-            ServiceError: the server is unavailable or refuses.
+        A file with the name of a list is one unless its suffix is among these. Lines that cannot be used are named or
+        counted; those on a server are not asked for one by one: `stamps` does that.
         """
         ending = tuple(suffixes)
         try:
@@ -186,19 +173,16 @@ class StoreFiles:
 
     def exists(self, uri: str) -> bool:
         """Whether there is an object in S3."""
-        if uri not in self._known and (status := self._found.get(uri) or stat(self.config, uri)) is not None:
+        if uri not in self._known and (status := stat(self.config, uri)) is not None:
             self._known[uri] = status
         return uri in self._known
 
-    def objects(self, bucket: str, prefix: str, counts: Callable[[str], object], *, are_read: bool) -> Iterable[str]:
-        """The objects in S3 whose keys begin with this and count. If they will be read, what they are is known now."""
+    def objects(self, bucket: str, prefix: str, counts: Callable[[str], object]) -> Iterable[str]:
+        """The objects in S3 whose keys begin with this and count. What they are is known now."""
         every = list_stats(self.config, bucket, prefix)
-        found = ((f"s3://{bucket}/{key}", status) for key, status in every if counts(key) and not key.endswith("/"))
-        if not are_read:
-            return [uri for uri, _ in found]
-        stats = dict(found)
-        self._found.update(stats)
-        return stats
+        found = {f"s3://{bucket}/{key}": status for key, status in every if counts(key) and not key.endswith("/")}
+        self._known.update(found | self._known)
+        return found
 
     def _stat(self, uri: str) -> Stat:
         if is_web(uri):
@@ -251,11 +235,11 @@ def _expand_s3(files: StoreFiles, location: str, ending: tuple[str, ...]) -> Ite
     bucket, key = split_uri(location)
     if "*" in key:
         is_named = re.compile(_pattern(key)).fullmatch
-        return files.objects(bucket, key[: key.index("*")], is_named, are_read=bool(ending))
+        return files.objects(bucket, key[: key.index("*")], is_named)
     if key and not key.endswith("/") and files.exists(location):
         return [location]
     folder = f"{key.rstrip('/')}/" if key else ""
-    return files.objects(bucket, folder, partial(_counts, ending=ending), are_read=bool(ending))
+    return files.objects(bucket, folder, partial(_counts, ending=ending))
 
 
 def _expand_local(location: str, ending: tuple[str, ...]) -> Iterable[str]:

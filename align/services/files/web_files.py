@@ -50,11 +50,9 @@ class WebFiles:
     download: DownloadConfig
 
     def stat(self, url: str) -> Stat:
-        """Size and ETag (else the time of the last change) of a file. Asks for its first byte: some refuse HEAD.
-
-        Raises:
-            DataError: there is no such file, the server refuses access or reads no ranges, or the address is private.
-            ServiceError: the server does not answer, or fails.
+        """Size and ETag (else the time of the last change) of a file. Asks for its first byte: some refuse HEAD. Raises
+        DataError if there is no such file, the server refuses access or reads no ranges, or the address is private;
+        ServiceError if the server does not answer, or fails.
         """
         return self._range(url, 0, 1)[0]
 

@@ -65,11 +65,8 @@ def _client(config: StoreConfig, _process: int, _environment: tuple[tuple[str, s
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turns boto3's exceptions into ours.
-
-    Raises:
-        DataError: the object does not exist, or the credentials are refused.
-        ServiceError: the server is unavailable or refuses.
+    """Turns boto3's exceptions into ours. Raises DataError if the object does not exist, or the credentials are
+    refused; ServiceError if the server is unavailable or refuses.
     """
     try:
         yield
@@ -112,7 +109,7 @@ def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def retried(config: StoreConfig, uri: str, attempt: Callable[[], T]) -> T:
+def retried(config: StoreConfig, attempt: Callable[[], T]) -> T:
     """Calls `attempt`, and repeats it if a body is cut off (the client itself retries requests, but not bodies)."""
     for number in range(config.num_retries + 1):
         try:
@@ -123,7 +120,7 @@ def retried(config: StoreConfig, uri: str, attempt: Callable[[], T]) -> T:
             if number == config.num_retries:
                 raise
             time.sleep(min(_BACKOFF_S * 2**number, 20.0))
-    raise ServiceError(f"{uri}: not read")  # not reached: the last attempt returns or raises
+    raise AssertionError("the last attempt returns or raises")
 
 
 def stat(config: StoreConfig, uri: str) -> Stat | None:
@@ -164,7 +161,7 @@ def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str 
 
     with explained(uri):
         try:
-            return retried(config, uri, attempt)
+            return retried(config, attempt)
         except ClientError as error:
             if error.response["Error"].get("Code") in _PRECONDITION:
                 raise DataError(f"{uri}: it was replaced while it was read; run again") from None
@@ -194,7 +191,7 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> bytes | None:
         return _body(answer)
 
     with explained(uri):
-        return retried(config, uri, attempt)
+        return retried(config, attempt)
 
 
 def write_new(config: StoreConfig, uri: str, data: bytes) -> bool:

@@ -22,11 +22,7 @@ def is_s3(location: str) -> bool:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` -> bucket and key.
-
-    Raises:
-        ConfigError: it names no bucket.
-    """
+    """`s3://bucket/key` -> bucket and key. Raises ConfigError if it names no bucket."""
     match = re.fullmatch(r"s3://([^/]+)/?(.*)", uri, re.DOTALL)
     if match is None:
         raise ConfigError(f"{uri}: expected s3://bucket/key")

@@ -190,12 +190,7 @@ class TarReader:
         return str(objects.copy(sha256, num_bytes) or objects.uri(sha256))
 
     def read(self, uri: str, offset: int, size: int) -> bytes:
-        """Bytes of an s3:// URI, fewer at its end. Retries once; the caller retries for longer.
-
-        Raises:
-            DataError: the object does not exist, or the credentials are refused.
-            ServiceError: the server is unavailable or refuses.
-        """
+        """See `Tars`. Retries once; the caller retries for longer."""
         return read_range(self.config.model_copy(update={"num_retries": 1}), uri, offset, size)
 
 
@@ -210,11 +205,8 @@ def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:
     """Uploads a finished tar to `store.objects`, if that is set, and removes it here.
 
     Call it before the shard is marked as done. If a killed run has uploaded the tar, a second call only checks that the
-    object exists.
-
-    Raises:
-        DataError: the tar is neither here nor in the store.
-        CorruptError, ServiceError: as `Objects.put`; then the tar is still here.
+    object exists. Raises DataError if the tar is neither here nor in the store; CorruptError, ServiceError as
+    `Objects.put`; then the tar is still here.
     """
     if config.objects is None:
         return
@@ -255,7 +247,7 @@ class CheckpointMirror:
     location: str
 
     def put(self, path: Path, name: str) -> None:
-        """Uploads a file, unless the store has it already: a step's checkpoint is the same each time."""
+        """See `Mirror`. A file that the store has stays: a step's checkpoint is the same each time."""
         upload(self.config, path, self._uri(name))
 
     def names(self, run: str) -> list[str]:

@@ -92,10 +92,8 @@ class Registry:
             return {alias: int(number) for item in models for alias, number in item.aliases.items()}
 
     def champion_state(self, model: str) -> ChampionState:
-        """The champion and its history; changes nothing. Empty if there is no such model.
-
-        Raises:
-            FormatError: a tag of the history was changed.
+        """The champion and its history; changes nothing. Empty if there is no such model. Raises FormatError if a tag
+        of the history was changed.
         """
         aliases: dict[str, int] = {}
         tags: dict[str, str] = {}

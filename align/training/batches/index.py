@@ -23,7 +23,7 @@ class SplitIndex:
         shards: absolute paths of the tars, or URIs.
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
-        given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
+        given: whether others made the tars: pictures of any size, and texts as `training.given_samples` reads them.
         cut: of a part of a split: how many samples the last shard has, and how many texts of the last one are in the
             part; None: the whole split.
     """

@@ -8,13 +8,11 @@ import pytest
 
 from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
-from align.formats import crisscrossed, measured_sets
-from align.formats.crisscrossed import read_rated_pairs
+from align.formats import measured_sets
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, distinct_pictures, held
 from align.formats.evaluation_sets.align_tar import load_sets
 from align.formats.measured_sets import evaluation_digest, set_digests
 from tests.support.evaluation_sets import write_items, write_set
-from tests.support.suites import local_files
 
 
 def test_reads_images_with_everything_that_belongs_to_them(tmp_path):
@@ -190,70 +188,3 @@ def test_words_about_the_set_do_not_and_code_does(monkeypatch):
 def test_the_evaluation_digest_names_the_sets_in_any_order():
     assert evaluation_digest({"a": "1", "b": "2"}) == evaluation_digest({"b": "2", "a": "1"})
     assert evaluation_digest({"a": "1", "b": "2"}) != evaluation_digest({"a": "2", "b": "1"})
-
-
-STS = """caption1,caption2,agg_score,sampling_method
-COCO_val2014:sentid:411553,COCO_val2014:sentid:5142,1.56,c2c_isim
-COCO_val2014:sentid:411760,COCO_val2014:sentid:601619,3.1,c2c_isim
-"""
-SIS = """image1,image2,agg_score,sampling_method
-COCO_val2014_000000205866.jpg,COCO_val2014_000000039081.jpg,3.6,i2i_csim
-COCO_val2014_000000039081.jpg,COCO_val2014_000000205866.jpg,3.4,i2i_csim
-"""
-SITS = """caption,image,agg_score,sampling_method
-COCO_val2014:sentid:732091,COCO_val2014_000000365325.jpg,2.2,c2i_intrasim
-"""
-
-
-@pytest.mark.parametrize(("text", "kind", "first", "second", "ratings"), [
-    (STS, "sts", [411553, 411760], [5142, 601619], [1.56, 3.1]),
-    (SIS, "sis", [205866, 39081], [39081, 205866], [3.6, 3.4]),
-    (SITS, "sits", [732091], [365325], [2.2]),
-    (SITS.replace("\n", "\r\n"), "sits", [732091], [365325], [2.2]),
-])  # fmt: skip
-def test_the_published_layout(tmp_path, text, kind, first, second, ratings):
-    (tmp_path / "any.csv").write_text(text, newline="")
-    found = read_rated_pairs(str(tmp_path / "any.csv"), local_files())
-    assert (found.kind, found.first.tolist(), found.second.tolist()) == (kind, first, second)
-    assert found.ratings.tolist() == ratings
-
-
-def test_ids_become_positions_in_the_set(tmp_path):
-    (tmp_path / "sits.csv").write_text(SITS)
-    found = read_rated_pairs(str(tmp_path / "sits.csv"), local_files())
-    placed = found.placed([1, 732091], [365325])
-    assert (placed.first.tolist(), placed.second.tolist()) == ([1], [0])
-    with pytest.raises(DataError, match="sits: image: the set lacks 1, the first is id 365325"):
-        found.placed([732091], [1])
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    (STS.replace("agg_score", "annotation"), "its first line is"),
-    ("", "its first line is ''"),
-    ("caption1,caption2\n", "its first line is"),
-    (STS.splitlines()[0], "no rows"),
-    (STS + "x,y,3,z\n", r"line 4: 'x,y,3,z' is not a rating"),
-    (STS.replace("1.56", "nan"), "line 2: .* is not a rating"),
-    (STS.replace("1.56", "7"), "line 2: .* is not a rating"),
-    (STS.replace("1.56", ""), "line 2: .* is not a rating"),
-    (STS[:-20], "line 3: .* is not a rating"),  # cut short
-    (STS + STS.splitlines()[1] + "\n", "411553 and 5142 have two rows"),
-    (STS.replace("411553", "9" * 30), "line 2: .* is not a rating"),
-    (STS + '"open', "not a CSV"),
-])  # fmt: skip
-def test_other_layouts_are_named(tmp_path, text, message):
-    (tmp_path / "bad.csv").write_text(text)
-    with pytest.raises(FormatError, match=message):
-        read_rated_pairs(str(tmp_path / "bad.csv"), local_files())
-
-
-def test_hostile_bytes_and_no_file(tmp_path, monkeypatch):
-    file = tmp_path / "bad.csv"
-    file.write_bytes(STS.encode() + b"\xff\xfe\x00")
-    with pytest.raises(FormatError, match="not a CSV in UTF-8"):
-        read_rated_pairs(str(file), local_files())
-    monkeypatch.setattr(crisscrossed, "_MOST_BYTES", 10)
-    with pytest.raises(DataError, match="the ratings: more than 0 MiB"):
-        read_rated_pairs(str(file), local_files())
-    with pytest.raises(DataError, match="No such file"):
-        read_rated_pairs(str(tmp_path / "none.csv"), local_files())

@@ -44,12 +44,8 @@ def with_word(folder, texts, *words, **others):
     ("\u212a", "k"), ("赤い heart", "赤い"), ("x\u3000y", "y"), ("don't", "don't"), ("a.b", "a.b"),
 ])  # fmt: skip
 def test_whole_words_are_found_in_upper_and_lower_case(tmp_path, text, word):
-    assert with_word(tmp_path, [["other", f"so {text} is"], [f"so {text}"], [f"{text} is"], [text]], word) == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    texts = [["other", f"so {text} is"], [f"so {text}"], [f"{text} is"], [text]]
+    assert with_word(tmp_path, texts, word) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("text", "word"), [

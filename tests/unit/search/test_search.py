@@ -3,8 +3,7 @@ import pytest
 
 from align.cli import main
 from align.errors import DataError, FormatError
-from align.formats.labelled_queries import names, read_queries
-from align.search.queries import compose, share_named
+from align.search.queries import compose, names, read_queries, share_named
 from align.search.report import index_metrics
 from tests.support import tiny_model
 from tests.support.params import PARAMS_FILE

@@ -1,13 +1,11 @@
 import tracemalloc
-from itertools import combinations
 
 import numpy as np
 import pytest
 
 from align.config.infrastructure import EngineConfig
 from align.services.engine import open_engine
-from align.shard import clusters as module
-from align.shard.clusters import bands, edges_within, masks
+from align.shard.clusters import label_images
 from tests.support import clusters
 from tests.support.params import load_params
 
@@ -53,7 +51,7 @@ def test_equal_hashes_join_at_distance_0(labels):
 @pytest.mark.parametrize("max_bits", [0, 1, 4, 8])
 def test_clusters_equal_those_of_comparing_all_with_all(labels, max_bits, monkeypatch):
     """Hashes are divided twice: at 8 bits and the usual depth, blocks of 3 are divided 60,000 times."""
-    monkeypatch.setattr(module, "_MAX_DEPTH", 2)
+    monkeypatch.setattr("align.pairs.near_hashes._MAX_DEPTH", 2)
     pairs, phashes = clusters.alike(max_bits)
     assert labels(pairs, phashes, max_bits) == clusters.naive(pairs, phashes, max_bits)
 
@@ -70,38 +68,9 @@ def test_a_long_chain_is_one_cluster_after_few_rounds(engine, labels, order, mon
     assert sum(name.startswith("edges") for name in made) <= 24  # two for each time that its length is halved
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 17])
-def test_bands_divide_the_64_bits(count):
-    masks = [int(mask) for mask in bands(count)]
-    assert sum(masks) == 2**64 - 1
-    assert all(left & right == 0 for left, right in combinations(masks, 2))
-
-
-@pytest.mark.parametrize("max_bits", [0, 1, 4, 8])
-def test_edges_within_are_near(max_bits):
-    _, phashes = clusters.alike(max_bits)
-    phashes = np.unique(phashes)
-    for mask in masks(max_bits, len(phashes)):
-        for left, right in edges_within(phashes, mask, max_bits):
-            assert (np.bitwise_count(phashes[left] ^ phashes[right]) <= max_bits).all() and (left != right).all()
-
-
 def test_many_images_in_one_band(labels):
     phashes = np.arange(3000, dtype=np.uint64) << np.uint64(4)  # most bands are equal for all of them
     assert set(labels(of_different_texts(phashes), phashes, 1)) == {0}  # single bits connect all numbers below 3000
-
-
-@pytest.mark.parametrize("num_values", [1, 1000, 10**6, 10**9])
-@pytest.mark.parametrize("max_bits", [0, 1, 4, 16])
-def test_hashes_within_the_distance_agree_under_some_mask(max_bits, num_values):
-    chosen = masks(max_bits, num_values)
-    assert len(chosen) <= 100
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        flipped = sum(1 << int(bit) for bit in random.choice(64, max_bits, replace=False))
-        assert any(int(mask) & flipped == 0 for mask in chosen)
-    if max_bits == 4:  # so long that few of a million hashes agree by chance
-        assert min(int(mask).bit_count() for mask in chosen) >= min(np.log2(num_values) - 4, 30)
 
 
 def test_memory_in_python_does_not_grow_with_the_number_of_images(engine, tmp_path):
@@ -112,7 +81,7 @@ def test_memory_in_python_does_not_grow_with_the_number_of_images(engine, tmp_pa
     got = clusters.labels(engine, tmp_path, of_different_texts(phashes), phashes, 4)
     assert np.array_equal(got, np.where(alone % 20 == 1, alone - 1, alone))
     tracemalloc.start()
-    module.label_images(engine, 4)
+    label_images(engine, 4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000

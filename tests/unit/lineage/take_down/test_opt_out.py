@@ -16,11 +16,11 @@ from align.config.infrastructure import StoreConfig
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import iter_images, kept_scan, raw_shards, read_table
-from align.formats.stored_tars import stored_tars
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.take_down.purge_plan import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.take_down.requests import read_requests
+from align.lineage.take_down.stored_tars import stored_tars
 from align.lineage.versions.shard_samples import shards_show
 from align.lineage.versions.who_saw import SeenBy, WhoSaw
 from align.services.git import git

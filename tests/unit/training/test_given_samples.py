@@ -9,9 +9,9 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from align.formats.given_tars import given_samples
 from align.formats.sample_texts import texts_in
 from align.pairs.text import MAX_CHARACTERS
+from align.training.given_samples import given_samples
 from tests.support import given_tars
 from tests.support.hostile_pictures import chunk
 from tests.support.tars import tar

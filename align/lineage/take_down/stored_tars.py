@@ -1,4 +1,4 @@
-"""The tars and lists that the manifest.json of data/raw or data/shards names, of any version: path, sha256, size."""
+"""The tars that the manifest.json of a data/raw or data/shards names, of any recorded version: path, sha256, size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def stored_tars(folder: Path) -> dict[str, tuple[str, int]]:
         manifest = json.loads(path.read_bytes())
         if "splits" in manifest:
             rows = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-            rows += [row["pictures"] for row in rows if row.get("pictures")]
             return {str(row["path"]): (str(row["sha256"]), int(row["num_bytes"])) for row in rows}
         return {f"{row['name']}.tar": (str(row["tar_sha256"]), int(row["tar_bytes"])) for row in manifest["shards"]}
     except FileNotFoundError:

@@ -3,7 +3,7 @@
 files         writes a file or a folder whole or not at all
 work          a folder in which a killed stage resumes
 steps         what a stage makes of each item: a folder that is there whole or not at all, here or on another machine
-pieces        the same for files among others, of ingest and shard
+pieces        the same for files among others, of ingest
 sections      a file with a part for each task that reads it later
 checkpoint    the state of a training run, with its digest
 locks         of the kernel: they end with their process

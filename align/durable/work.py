@@ -40,7 +40,7 @@ _KEY_FILE = ".work.json"
 SCRATCH = ".scratch"
 #: In it, results that are not complete; each has a name of its own (`files.temporary_name`).
 NEW = f"{SCRATCH}/new"
-CLAIMS = SCRATCH  # its name in align/ingest and align/shard
+CLAIMS = SCRATCH  # its name in align/ingest
 
 
 def key_of(*values: Any) -> str:

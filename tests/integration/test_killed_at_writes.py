@@ -80,6 +80,14 @@ def shard(root):
     return Case(root, words("shard", *settings), of("data/shards", "reports/shard"))
 
 
+def validate_shards(root):
+    """Of what `align shard` wrote."""
+    told = shard(root).words[1:]
+    with contextlib.chdir(root / "project"):
+        assert run(told)[0] == 0
+    return Case(root, words("validate_shards"), of("reports/quality_shards"))
+
+
 def evaluate(root):
     project = root / "project"
     tiny_model.write(project)
@@ -109,7 +117,7 @@ def package(root):
     return Case(root, words("package"), of("models/packaged", "reports/package"))
 
 
-ALL = (ingest, filter_, shard, evaluate, index, package)
+ALL = (ingest, filter_, shard, validate_shards, evaluate, index, package)
 
 
 pytestmark = [pytest.mark.kill]

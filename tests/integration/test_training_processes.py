@@ -81,7 +81,7 @@ def test_a_run_listens_on_loopback_is_alone_and_stops_with_a_checkpoint(data, tm
     wait_until(lambda: not [*working_in(root)])
 
 
-@pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.kill)])
+@pytest.mark.parametrize("num_moments", [2, pytest.param(5, marks=pytest.mark.kill)])
 def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
     steps = {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50}

@@ -41,7 +41,7 @@ def far_apart(index):
     return int.from_bytes(hashlib.sha256(str(index).encode()).digest()[:8], "big")
 
 
-def write(root, pairs, *, pairs_per_shard=1000, checked_sets=True):
+def write(root, pairs, *, pairs_per_shard=1000):
     """Writes `root/raw` and `root/filtered`; returns both. Each tar has the pictures of its own pairs."""
     raw, filtered = root / "raw", root / "filtered"
     raw.mkdir(parents=True)

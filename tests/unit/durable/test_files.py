@@ -3,6 +3,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -125,19 +126,19 @@ def test_places_that_are_never_replaced(tmp_path, monkeypatch):
             way()
 
 
-def test_a_parent_without_write_permission(tmp_path):
-    (tmp_path / "theirs").mkdir(mode=0o755)
-    tmp_path.chmod(0o755)
-    for parent in list(tmp_path.parents)[:3]:
-        parent.chmod(parent.stat().st_mode | 0o011)
-    theirs = tmp_path / "theirs"
+def test_a_parent_without_write_permission():
+    """Not in `tmp_path`: others may not enter that, since each start of pytest closes the folder of all its runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        theirs = Path(folder) / "theirs"
+        theirs.mkdir(mode=0o755)
 
-    def as_nobody():
-        os.setresuid(65534, 65534, 65534) if os.geteuid() == 0 else theirs.chmod(0o555)
-        with pytest.raises(DataError, match="theirs cannot be written to"):
-            files.replace_directory(theirs / "out", "stage").__enter__()
+        def as_nobody():
+            os.setresuid(65534, 65534, 65534) if os.geteuid() == 0 else theirs.chmod(0o555)
+            with pytest.raises(DataError, match="theirs cannot be written to"):
+                files.replace_directory(theirs / "out", "stage").__enter__()
 
-    assert in_child(as_nobody) == 0
+        assert in_child(as_nobody) == 0
 
 
 def test_out_and_inputs_apart(tmp_path):

@@ -17,7 +17,7 @@ from tests.support.small_data import Pair
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two raw shards; the picture of the third pair is in the first shard's tar."""
+    """Two raw shards; the first and the third pair have one picture, which is in the tar of each shard."""
     root = tmp_path_factory.mktemp("data")
     pairs = [
         Pair("a red fox", 1), Pair("click here", 2, reason="too_short"), Pair("the same fox", 1),

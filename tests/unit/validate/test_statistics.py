@@ -18,9 +18,9 @@ REASONS = ("image_too_small", "text_too_short")
 def measured(root, *, ids=(), hashes=(), incomplete=()):
     """The statistics that are not what good data has."""
     with open_engine(ENGINE) as engine:
-        engine.view("raw", root / "raw" / "*.parquet")
-        for name in ("decisions", "images"):
-            engine.view(name, root / {"decisions": DECISIONS, "images": IMAGES}[name])
+        engine.view("raw", root / "raw/*.parquet")
+        engine.view("decisions", root / "filtered/decisions/*.parquet")
+        engine.view("images", root / IMAGES)
         view_values(engine, "evaluation_ids", "image_id", pa.array(ids, pa.string()))
         view_values(engine, "evaluation_hashes", "phash", pa.array(hashes, pa.uint64()))
         return measure(engine.rows, REASONS, incomplete)

@@ -8,10 +8,8 @@ label.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -75,33 +73,34 @@ class _Here:
 
 
 @dataclass(frozen=True)
-class TarPictures:
-    """`Pictures` in tars, in any order of positions.
+class _TarPictures:
+    """`Pictures` of a tar that was checked, in any order of positions.
 
     Attributes:
-        files: reads them.
-        stamps: tar -> its stamp before its members were listed: one that was replaced since holds other pictures.
-        places: (tar, offset, size) of each picture.
+        files: reads it.
+        uri: of the tar.
+        stamp: its stamp when it was checked: a tar that was replaced since holds other pictures.
+        spans: (offset, size) of each picture.
     """
 
     files: Files | _Here
-    stamps: Mapping[str, str]
-    places: Sequence[tuple[str, int, int]]
+    uri: str
+    stamp: str
+    spans: list[tuple[int, int]]
 
     def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
-        """See `Pictures`."""
-        for tar, places in groupby((self.places[position] for position in positions), key=itemgetter(0)):
-            try:
-                file = self.files.open(tar)
-                stamp = self.files.stamp(tar)  # of the file that is open, or of a later one
-            except DataError:
-                raise DataError(f"{tar}: removed while it was read; repeat the command") from None
-            with file:
-                if stamp != self.stamps[tar]:
-                    raise DataError(f"{tar}: replaced while it was read; repeat the command")
-                for _, offset, size in places:
-                    file.seek(offset)
-                    yield file.read(size)
+        try:
+            file = self.files.open(self.uri)
+            stamp = self.files.stamp(self.uri)  # of the file that is open, or of a later one
+        except DataError:
+            raise DataError(f"{self.uri}: removed while it was read; repeat the command") from None
+        with file:
+            if stamp != self.stamp:
+                raise DataError(f"{self.uri}: replaced while it was read; repeat the command")
+            for position in positions:
+                offset, size = self.spans[position]
+                file.seek(offset)
+                yield file.read(size)
 
 
 def load_sets(directory: Path) -> list[EvaluationSet]:
@@ -154,7 +153,8 @@ def load_set(uri: Path | str, files: Files | None = None) -> EvaluationSet:
             total.update(part)
         if total.hexdigest() != header.sha256:
             raise CorruptError(f"{tar}: sha256 differs from the one in {file_name}; fetch or build the set again")
-        images, places = _read_tar(file, tar)
+        images, spans = _read_tar(file, tar)
+    pictures = _TarPictures(source, tar, stamp, spans)
     if len(images) != header.num_images:
         raise DataError(f"{tar}: {len(images)} images, but {file_name} says {header.num_images}")
     if header.kind == "classification" and not (header.classes and header.templates):
@@ -169,13 +169,13 @@ def load_set(uri: Path | str, files: Files | None = None) -> EvaluationSet:
         images=images,
         classes=tuple(header.classes),
         templates=tuple(header.templates),
-        pictures=TarPictures(source, {tar: stamp}, places),
+        pictures=pictures,
         sha256=header.sha256,
     )
 
 
-def _read_tar(file: BinaryIO, uri: str) -> tuple[list[EvaluationImage], list[tuple[str, int, int]]]:
-    """The items, and the place of each picture."""
+def _read_tar(file: BinaryIO, uri: str) -> tuple[list[EvaluationImage], list[tuple[int, int]]]:
+    """The items, and the span of each picture."""
     spans: dict[str, tuple[int, int]] = {}
     members: dict[str, _SampleFields] = {}
     try:
@@ -197,7 +197,7 @@ def _read_tar(file: BinaryIO, uri: str) -> tuple[list[EvaluationImage], list[tup
         raise DataError(f"{uri}: not a readable tar ({error}); build the set again") from None
     if incomplete := sorted(spans.keys() ^ members.keys()):
         raise DataError(f"{uri}: sample {incomplete[0]} lacks its image or its json")
-    return [EvaluationImage(**dict(member)) for member in members.values()], [(uri, *spans[key]) for key in members]
+    return [EvaluationImage(**dict(member)) for member in members.values()], [spans[key] for key in members]
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -6,14 +6,12 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from align.config.suite import LEARNED, SuiteSet, is_suite, read_suite
 from align.errors import ConfigError, DataError
 from align.formats.evaluation_set import EvaluationSet
-from align.formats.evaluation_sets import captions, folder, hub_parquet, table, webdataset_tars
 from align.formats.evaluation_sets.align_tar import load_set, load_sets
 from align.formats.evaluation_sets.files import joined, masked
 from align.interfaces.store import Files
@@ -32,7 +30,25 @@ def named_sets(evaluation: Path, files: Files | None) -> list[EvaluationSet]:
         return load_sets(evaluation)
     if files is None:
         raise ConfigError(f"{evaluation}: a suite, where only a folder of evaluation sets is read")
-    return [masked(_READERS[wanted.format](wanted, files), files) for wanted in read_suite(evaluation)]
+    return [_read(wanted, files) for wanted in read_suite(evaluation)]
+
+
+def _read(wanted: SuiteSet, files: Files) -> EvaluationSet:
+    """A reader is imported only if a suite has its format: importing webdataset takes a second."""
+    match wanted.format:
+        case "align":
+            return masked(_own(wanted, files), files)
+        case "webdataset":
+            from align.formats.evaluation_sets.webdataset_tars import read
+        case "coco" | "karpathy" | "retrieval_txt" | "multi30k":
+            from align.formats.evaluation_sets.captions import read
+        case "folder":
+            from align.formats.evaluation_sets.folder import read
+        case "table":
+            from align.formats.evaluation_sets.table import read
+        case "parquet":
+            from align.formats.evaluation_sets.hub_parquet import read
+    return masked(read(wanted, files), files)
 
 
 def _own(wanted: SuiteSet, files: Files) -> EvaluationSet:
@@ -48,13 +64,3 @@ def _own(wanted: SuiteSet, files: Files) -> EvaluationSet:
     if one.kind == "classification" and not wanted.learns:
         return one.select([position for position, image in enumerate(one.images) if image.split == "query"])
     return one
-
-
-_READERS: dict[str, Callable[[SuiteSet, Files], EvaluationSet]] = {
-    "align": _own,
-    "webdataset": webdataset_tars.read,
-    "folder": folder.read,
-    "table": table.read,
-    "parquet": hub_parquet.read,
-    **dict.fromkeys(("coco", "karpathy", "retrieval_txt", "multi30k"), captions.read),
-}

@@ -1,31 +1,51 @@
-"""Format `webdataset`: CLIP_benchmark's layout of webdataset's tars.
+"""Format `webdataset`: CLIP_benchmark's layout on webdataset. The only module that imports `webdataset`.
 
     SPLIT/nshards.txt, SPLIT/0.tar, SPLIT/1.tar, ...
     classnames.txt, zeroshot_classification_templates.txt ({c} for the class), dataset_type.txt (`retrieval` or other)
 
-A sample is a picture with `.cls` (a number) or `.txt` (one caption per line): consecutive members of one name. A tar is
-read once from its start to its end; then its pictures are read from their places.
+A sample is a picture with `.cls` (a number) or `.txt` (one caption per line). Samples are grouped by webdataset itself,
+so what its writers write is read as its readers read it. A tar is read from its start to its end, in each pass.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, islice
 from operator import itemgetter
-from typing import BinaryIO
+from typing import Any
+
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from align.config.suite import SuiteSet
 from align.errors import DataError
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split
-from align.formats.evaluation_sets.align_tar import TarPictures
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, exists, joined, lines_of, made, text_of
 from align.formats.img2dataset import IMAGE_EXTENSIONS
-from align.formats.sample_texts import sample_name
-from align.formats.tar_members import DamagedTar, Member, read_members
 from align.interfaces.store import Files
 
-#: A sample's member and its bytes, by its ending.
-_Parts = dict[str, tuple[Member, bytes]]
+
+@dataclass(frozen=True)
+class _TarPictures:
+    """`Pictures` of samples, by ascending positions.
+
+    Attributes:
+        files: reads the tars.
+        tars: their addresses.
+        places: for each item its tar, and the number of its sample in the tar.
+    """
+
+    files: Files
+    tars: Sequence[str]
+    places: Sequence[tuple[int, int]]
+
+    def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        """See `Pictures`."""
+        for tar, places in groupby((self.places[position] for position in positions), key=itemgetter(0)):
+            numbers = {number for _, number in places}
+            samples = islice(_samples(self.files, self.tars[tar]), max(numbers) + 1)
+            yield from (_picture(sample) for number, sample in enumerate(samples) if number in numbers)
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
@@ -39,25 +59,25 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     templates = () if captions or wanted.templates else _templates(wanted, files)
     splits: list[tuple[str, Split]] = [(wanted.split, "query")]
     splits += [(wanted.reference, "reference")] if wanted.learns else []
-    stamps: dict[str, str] = {}
+    tars: list[str] = []
     images: list[EvaluationImage] = []
-    places: list[tuple[str, int, int]] = []
+    places: list[tuple[int, int]] = []
     unusable: dict[str, str] = {}
     for name, split in splits:
         for tar in _tars(wanted, name, files):
-            stamps[tar] = files.stamp(tar)
-            for sample, parts in _samples(files, tar):
-                key = f"{name}/{sample}" if len(splits) > 1 else sample
-                picture = next((parts[ending][0] for ending in parts if ending in IMAGE_EXTENSIONS), None)
-                about = _about(parts, names)
-                if isinstance(about, str) or picture is None:
-                    unusable[key] = about if isinstance(about, str) else "no picture"
+            tars.append(tar)
+            for number, sample in enumerate(_samples(files, tar)):
+                key = f"{name}/{sample['__key__']}" if len(splits) > 1 else str(sample["__key__"])
+                about = _about(sample, names)
+                if isinstance(about, str):
+                    unusable[key] = about
                     continue
                 label, texts = about
                 images.append(EvaluationImage(key, key, texts, label, split))
-                places.append((tar, picture.offset, picture.size))
-    pictures = TarPictures(files, stamps, places)
-    return made(wanted, images, pictures, classes=names, templates=templates, unusable=unusable)
+                places.append((len(tars) - 1, number))
+    return made(
+        wanted, images, _TarPictures(files, tars, places), classes=names, templates=templates, unusable=unusable
+    )
 
 
 def _names(wanted: SuiteSet, files: Files) -> list[str]:
@@ -84,44 +104,39 @@ def _tars(wanted: SuiteSet, split: str, files: Files) -> list[str]:
     return [joined(wanted.path, split, f"{number}.tar") for number in range(int(text))]
 
 
-def _samples(files: Files, uri: str) -> Iterator[tuple[str, _Parts]]:
-    """Name and members of each sample of a tar."""
+def _samples(files: Files, uri: str) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, member's ending -> bytes, as webdataset groups them."""
     try:
         with files.open(uri) as stream:
-            for name, members in groupby(_members(stream), key=itemgetter(0)):
-                parts: _Parts = {}
-                for _, ending, member, data in members:
-                    if ending in parts:
-                        raise DataError(f"{uri}: sample {name} has two members .{ending}; write the tar again")
-                    parts[ending] = member, data
-                yield name, parts
-    except DamagedTar as error:
-        raise DataError(f"{uri}: not a readable tar ({error}); fetch it again") from None
+            members = tar_file_expander([{"url": uri, "stream": stream}])
+            yield from group_by_keys(members)
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- tarfile and webdataset raise many kinds over a damaged tar
+        raise DataError(f"{uri}: not a readable tar ({' '.join(str(error).split())[:200]}); fetch it again") from None
 
 
-def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Member, bytes]]:
-    """Sample, ending, place and bytes of each member with an ending. All are read: the stream goes forwards only."""
-    for member in read_members(stream):
-        sample, ending = sample_name(member.name)
-        if ending and not member.problem:
-            stream.seek(member.offset)
-            yield sample, ending, member, stream.read(min(member.size, MAX_PICTURE_BYTES + 1))
-
-
-def _about(parts: _Parts, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]] | str:
+def _about(sample: dict[str, Any], names: Sequence[str]) -> tuple[str | None, tuple[str, ...]] | str:
     """Class and texts of a sample, or why it is not an item."""
-    if any(member.size > MAX_PICTURE_BYTES for member, _ in parts.values()):
-        return "more than 64 MiB"
     if not names:
         try:
-            texts = tuple(line.strip() for line in parts["txt"][1].decode().split("\n") if line.strip())
+            texts = tuple(line.strip() for line in sample["txt"].decode().split("\n") if line.strip())
         except (KeyError, UnicodeDecodeError):
             return "no captions (.txt in UTF-8)"
         return (None, texts) if texts else "its .txt has no caption"
     try:
-        label = int(parts["cls"][1].decode())
+        label = int(sample["cls"].decode())
     except (KeyError, ValueError):
         return "no class (a number in .cls)"
     if not 0 <= label < len(names):
         return f"its class is {label}, but there are {len(names):,} names"
     return names[label], (names[label],)
+
+
+def _picture(sample: dict[str, Any]) -> bytes | Unreadable:
+    found = next((sample[ending] for ending in sample if ending.lower() in IMAGE_EXTENSIONS), None)
+    if found is None:
+        return Unreadable("the sample has no picture")
+    if isinstance(found, io.IOBase) or len(found) > MAX_PICTURE_BYTES:
+        return Unreadable("more than 64 MiB")
+    return bytes(found)

@@ -37,11 +37,16 @@ def test_the_same_set_in_each_format(tmp_path, kind, write):
     ({"jpg": b"x", "cls": "9"}, "its class is 9, but there are 3 names"),
     ({"jpg": b"x", "cls": "first"}, "no class (a number in .cls)"),
     ({"jpg": b"x"}, "no class (a number in .cls)"),
-    ({"cls": "0"}, "no picture"),
 ])  # fmt: skip
 def test_a_bad_sample_is_a_row_with_a_reason(tmp_path, sample, why):
     one = read(tmp_path, tars(tmp_path / "set", **sample), "webdataset", "zero_shot")
     assert len(one.images) == 5 and one.unusable == {"s0000000": why}
+
+
+def test_a_sample_without_its_picture_is_told(tmp_path):
+    one = read(tmp_path, tars(tmp_path / "set", cls="0"), "webdataset", "zero_shot")
+    told = {}
+    assert len(list(one.read(fault=told.__setitem__))) == 5 and told == {0: "the sample has no picture"}
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -93,11 +94,12 @@ def left_out(kept, out, item):
 
 
 def test_an_item_that_kills_its_processes_gets_another_result_if_the_step_has_one(tmp_path):
-    work, items = Work(tmp_path), {"a": "one", "b": "two", "c": "three"}
+    items, step = {"a": "one", "b": "two", "c": "three"}, Step("written", dies_of_two, "texts")
     with pytest.raises(DataError, match="texts: b: the worker process was killed twice"):
-        work.run(Step("written", dies_of_two, "texts"), items, LocalExecutor(2))
-    work.run(Step("written", dies_of_two, "texts", instead=left_out), items, LocalExecutor(2))
-    assert [read(tmp_path)[f"written/{name}/text"] for name in items] == ["one", "without two", "three"]
+        Work(tmp_path / "one").run(step, items, LocalExecutor(2))
+    # in another folder: were one item left, this process would make it
+    Work(tmp_path / "two").run(replace(step, instead=left_out), items, LocalExecutor(2))
+    assert [read(tmp_path / "two")[f"written/{name}/text"] for name in items] == ["one", "without two", "three"]
 
 
 def test_a_failure_leaves_no_result_and_nothing_beside_it(tmp_path):

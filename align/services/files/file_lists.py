@@ -48,17 +48,18 @@ def lines_of(stream: BinaryIO, location: str) -> list[str]:
         raise _too_large(location)
     stream.seek(0)
     packed = location.lower().endswith(".gz")
-    text = io.TextIOWrapper(gzip.GzipFile(fileobj=stream) if packed else stream, encoding="utf-8-sig")
+    file = gzip.GzipFile(fileobj=stream) if packed else stream
     lines, num_lines, num_bytes = list[str](), 0, 0
-    try:  # str.splitlines knows other ends of lines, too
-        while line := text.readline(_MAX_BYTES + 1):
-            num_lines, num_bytes = num_lines + 1, num_bytes + len(line.encode())
-            if num_bytes > _MAX_BYTES:
-                raise _too_large(location)
-            if num_lines > _MAX_LINES:
-                raise DataError(f"{location}: a list of more than {_MAX_LINES:,} lines; divide it")
-            if (stripped := line.strip()) and not stripped.startswith("#"):
-                lines.append(stripped)
+    try:
+        with io.TextIOWrapper(file, encoding="utf-8-sig") as text:  # str.splitlines knows other ends of lines, too
+            while line := text.readline(_MAX_BYTES + 1):
+                num_lines, num_bytes = num_lines + 1, num_bytes + len(line.encode())
+                if num_bytes > _MAX_BYTES:
+                    raise _too_large(location)
+                if num_lines > _MAX_LINES:
+                    raise DataError(f"{location}: a list of more than {_MAX_LINES:,} lines; divide it")
+                if (stripped := line.strip()) and not stripped.startswith("#"):
+                    lines.append(stripped)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{location}: not a list of locations, one per line ({error})") from None
     return lines

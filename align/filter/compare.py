@@ -22,7 +22,7 @@ from align.durable.steps import Step
 from align.filter.near_duplicates import (
     NearDuplicate,
     by_content,
-    near_duplicates_in,
+    matches_by_embedding,
     read_embeddings,
     write_embeddings,
 )
@@ -77,7 +77,7 @@ def score_shard(compares: bool, work: FilterWork, out: Path, item: NumberedShard
         if compares:
             folder, cut = work.folder / _EVALUATION, work.config.near_duplicate_cosine_above
             find = RangeIndex(folder / _INDEX).above
-            close = [*near_duplicates_in(embeddings(), read_embeddings(folder / _VIEWS), find, cut)]
+            close = [*matches_by_embedding(embeddings(), read_embeddings(folder / _VIEWS), find, cut)]
         else:
             for _ in embeddings():
                 pass

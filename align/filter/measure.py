@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from align.display.console import say
 from align.durable.processes import in_threads
 from align.errors import DataError
-from align.filter.near_duplicates import Fingerprints, by_content, near_duplicates
+from align.filter.near_duplicates import Fingerprints, by_content, matches_by_hash
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
 from align.filter.work_folder import FilterWork, NumberedShard, write_table
@@ -80,7 +80,7 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: FilterWork) 
     fingerprints = Fingerprints.of(signals.items())
     references = _read_fingerprints(work.folder / REFERENCES)
     twins: dict[str, list[str]] = {}
-    for left, right in near_duplicates(fingerprints, references):
+    for left, right in matches_by_hash(fingerprints, references):
         twins.setdefault(fingerprints.owners[left], []).append(references.owners[right])
     widths, heights = table["original_width"].to_pylist(), table["original_height"].to_pylist()
     images: list[dict[str, Any]] = []

@@ -79,7 +79,7 @@ class Fingerprints:
         return Fingerprints([owner for owner, _, _ in decoded], phashes, thumbnails, pixels.mean(axis=1))
 
 
-def near_duplicates(images: Fingerprints, references: Fingerprints) -> list[tuple[int, int]]:
+def matches_by_hash(images: Fingerprints, references: Fingerprints) -> list[tuple[int, int]]:
     """All (row of `images`, row of `references`) that show the same picture; compares 1024 rows at a time."""
     matches: list[tuple[int, int]] = []
     for start in range(0, len(images.owners), _COMPARED_AT_ONCE):
@@ -168,7 +168,7 @@ def read_embeddings(path: Path) -> Embeddings:
 Above = Callable[[NDArray[np.float32], float], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def near_duplicates_in(
+def matches_by_embedding(
     images: Iterable[tuple[str, NDArray[np.float16]]], references: Embeddings, find: Above, cut: float
 ) -> Iterator[NearDuplicate]:
     """Yields every (training image, evaluation image) whose cosine is above the cut, each once.

@@ -30,7 +30,7 @@ from align.interfaces.sql import Engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.gather import gather
-from align.shard.plan import ROWS, ShardPlan, image_hashes, kept_pairs, make_plan, read_plan, read_rows
+from align.shard.plan import ROWS, ShardPlan, image_hashes, kept_pairs, make_plan, num_row_groups, read_plan, read_rows
 from align.shard.writer import write_manifest, write_shard
 
 _GIVEN, _TABLES, _PLAN, _WRITTEN = "given", "tables", "plan", "written"
@@ -95,8 +95,7 @@ def plan_once(work: ShardWork, executor: Executor, open_sql: Callable[[], Abstra
             for path in (*parts, images):
                 work.give(path)
         tables: dict[str, str | int] = {f"kept-{part.stem}": part.stem for part in parts}
-        num_groups = max(1, pq.read_metadata(images).num_row_groups)  # an engine reads at least one file
-        tables |= {f"hashes-{group}": group for group in range(num_groups)}
+        tables |= {f"hashes-{group}": group for group in range(num_row_groups(images))}
         step = Step(_TABLES, _write_table, "shard: tables of kept pairs and images", resource=work.opened)
         work.work.run(step, tables, executor)
         with open_sql() as engine:

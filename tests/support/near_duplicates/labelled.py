@@ -8,8 +8,8 @@ from typing import Literal
 from align.config.filter import FilterConfig
 from align.filter.near_duplicates import (
     Fingerprints,
-    near_duplicates,
-    near_duplicates_in,
+    matches_by_embedding,
+    matches_by_hash,
     read_embeddings,
     write_embeddings,
 )
@@ -53,7 +53,7 @@ def found_by_embedding(pictures, references, network, folder):
     seen = read_embeddings(views)
     RangeIndex.write(seen.vectors, folder / "views.faiss")
     find = RangeIndex(folder / "views.faiss").above
-    matches = near_duplicates_in(rows, seen, find, config.near_duplicate_cosine_above)
+    matches = matches_by_embedding(rows, seen, find, config.near_duplicate_cosine_above)
     return {(match.image_id, match.reference): match.cosine for match in matches}
 
 
@@ -63,5 +63,5 @@ def found_by_hash(pictures, references):
         Fingerprints.of((name, image_signals(data, MAX_PIXELS)) for name, data in images.items())
         for images in (pictures, references)
     )
-    matches = near_duplicates(left, right)
+    matches = matches_by_hash(left, right)
     return {(left.owners[a], right.owners[b]) for a, b in matches}

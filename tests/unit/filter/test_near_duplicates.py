@@ -19,8 +19,8 @@ from align.filter.decide import packaged_towers, similarities
 from align.filter.near_duplicates import (
     Fingerprints,
     by_content,
-    near_duplicates,
-    near_duplicates_in,
+    matches_by_embedding,
+    matches_by_hash,
     read_embeddings,
     write_embeddings,
 )
@@ -75,7 +75,7 @@ def matched(folder, shards, tests, cut=CONFIG.near_duplicate_cosine_above, **ind
     references = read_embeddings(folder / "tests.arrow")
     RangeIndex.write(references.vectors, folder / "tests.faiss", **index)
     find = RangeIndex(folder / "tests.faiss").above
-    matches = [one for shard in shards for one in near_duplicates_in(shard.items(), references, find, cut)]
+    matches = [one for shard in shards for one in matches_by_embedding(shard.items(), references, find, cut)]
     listed = [((match.image_id, match.reference), match.cosine) for match in matches]
     assert len(dict(listed)) == len(listed)  # each pair once
     return dict(listed)
@@ -226,7 +226,7 @@ def fingerprints(images):
 
 
 def matches(left, right):
-    return near_duplicates(fingerprints(left), fingerprints(right))
+    return matches_by_hash(fingerprints(left), fingerprints(right))
 
 
 def changed(data, scale, kind, quality):
@@ -249,7 +249,7 @@ def test_each_image_is_found_under_its_own_number():
     def of(chosen):
         return Fingerprints([str(row) for row in chosen], phashes[chosen], thumbnails[chosen], colours[chosen])
 
-    assert near_duplicates(of(np.arange(20)), of([19, 3, 7])) == [(3, 1), (7, 2), (19, 0)]
+    assert matches_by_hash(of(np.arange(20)), of([19, 3, 7])) == [(3, 1), (7, 2), (19, 0)]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from align.services.git import git, resolve
 from align.verbs import STAGES
 from flows.checkout.run_branch import NAME
 from flows.dag import Selection, Stage, read_dag, select
-from flows.remote.order import pools
 from flows.tasks.run_context import RunContext
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
@@ -205,8 +204,7 @@ class Request(BaseModel):
 
     def with_stages(self, run: RunContext) -> RunContext:
         """The run with its stages; after this nobody reads dvc.yaml. Until it has its lock, the checkout may change."""
-        chosen = self.select(read_dag(run.root, run.params))
-        return run.model_copy(update={"chosen": chosen, "pools": pools(run.params, chosen.dag)})
+        return run.model_copy(update={"chosen": self.select(read_dag(run.root, run.params))})
 
 
 def inside(root: Path, path: str) -> Path:
@@ -287,7 +285,7 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Sett
         raise ConfigError(f"{policy} = {changed[policy]}: a run obeys the take-downs of its revision, and no others")
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
-    pools(params, request.select(read_dag(folder, params)).dag)
+    request.select(read_dag(folder, params))
     return Settled(**request.model_dump(exclude={"profile", "overrides", *SHORTCUTS}), overrides=changed)
 
 

@@ -190,7 +190,7 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(tmp_path):
     taken = data.validate_parameters({"run": run})["run"]
     assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
     assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
-    recorded = {"root", "checkout", "name", "stale", "pools", "dirty", "mlflow_run_id", "mlflow_page", "attempt",
+    recorded = {"root", "checkout", "name", "stale", "pulled", "dirty", "mlflow_run_id", "mlflow_page", "attempt",
                 "tags", "kept"}  # fmt: skip
     assert data.serialize_parameters({"run": run})["run"].keys() == recorded  # by Prefect: not all of dvc.yaml
 

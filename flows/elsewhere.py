@@ -80,7 +80,8 @@ def require_reachable(run: RunContext) -> None:
         with get_client(sync_client=True) as client:
             client.read_deployment_by_name(f"{FLOW}/{pool}")
     except ObjectNotFound:
-        raise DataError(f"{where}: no worker was ever started for it: on its machine, make worker POOL={pool}") from None
+        fix = f"on its machine, make worker POOL={pool}"
+        raise DataError(f"{where}: no worker was ever started for it: {fix}") from None
     try:
         network_git(run.root, "ls-remote", "--quiet", ORIGIN, "HEAD")
     except DataError as error:
@@ -90,8 +91,8 @@ def require_reachable(run: RunContext) -> None:
         raise DataError(f"{where}: DVC has no default remote: `dvc remote default NAME` (docs/scale.md)")
     if Path(known["remotes"].get(known["remote"], "")).is_relative_to(run.checkout):
         raise DataError(
-            f"{where}: DVC's remote '{known['remote']}' is a folder of this checkout, which no other machine sees: make "
-            "one in a bucket the default (docs/scale.md)"
+            f"{where}: DVC's remote '{known['remote']}' is a folder of this checkout, which no other machine sees: "
+            "make one in a bucket the default (docs/scale.md)"
         )
 
 
@@ -110,14 +111,14 @@ def train_elsewhere(run: RunContext) -> RunContext:
     commit = snapshot(run.root, f"training of run {run.name}")
     run_supervised(["dvc", "push", *_read(run, stages, commit)], cwd=run.root, env=child_environment(run), log=log)
     code = _code(run.root)
-    log("%s: in work pool '%s'; without a worker there (make worker POOL=%s) they wait", _named(stages), pool, pool)
+    asked = {stage.name: code.get(stage.name, "") for stage in stages}
+    log("%s: in work pool '%s'; without a worker there (make worker POOL=%s) they wait", ", ".join(asked), pool, pool)
     try:
         network_git(run.root, "push", "--quiet", ORIGIN, f"{commit}:{REFS}/{commit}")
         ended = run_deployment(
             f"{FLOW}/{pool}", flow_run_name=f"training of {run.name}",
             parameters={
-                "name": run.name, "commit": commit, "stages": {stage.name: code.get(stage.name, "") for stage in stages},
-                "mlflow_run_id": run.mlflow_run_id or "",
+                "name": run.name, "commit": commit, "stages": asked, "mlflow_run_id": run.mlflow_run_id or "",
             },
         )  # fmt: skip
     finally:
@@ -128,11 +129,7 @@ def train_elsewhere(run: RunContext) -> RunContext:
         how = ended.state.message or ended.state.name
         again = ". Retry of this run resumes at its checkpoint" if ended.state.is_crashed() else ""
         raise CommandError(f"training in work pool '{pool}': {how}; see flow run {ended.name} ({ended.id}){again}")
-    return run.model_copy(update={"pulled": frozenset(stage.name for stage in stages)})
-
-
-def _named(stages: list[Stage]) -> str:
-    return ", ".join(stage.name for stage in stages)
+    return run.model_copy(update={"pulled": frozenset(asked)})
 
 
 def _read(run: RunContext, stages: list[Stage], commit: str) -> list[str]:

@@ -78,7 +78,7 @@ class StoreConfig(Section):
 
 
 #: Prefect's names of work pools, without characters that have a meaning in a shell or an address.
-_Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
+Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
 
 
 class ClusterConfig(Section):
@@ -99,7 +99,7 @@ class ClusterConfig(Section):
     #: Seconds that ranks have to write a checkpoint and end after SIGTERM.
     stop_s: int = Field(ge=1)
     #: The work pool whose worker runs the training stages on its machine; None: this machine does.
-    training_pool: _Pool | None
+    training_pool: Pool | None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -109,7 +109,8 @@ def train_elsewhere(run: RunContext) -> RunContext:
     if not stages:
         return run
     commit = snapshot(run.root, f"training of run {run.name}")
-    run_supervised(["dvc", "push", *_read(run, stages, commit)], cwd=run.root, env=child_environment(run), log=log)
+    if read := _read(run, stages, commit):  # without a name DVC would push everything
+        run_supervised(["dvc", "push", *read], cwd=run.root, env=child_environment(run), log=log)
     code = _code(run.root)
     asked = {stage.name: code.get(stage.name, "") for stage in stages}
     log("%s: in work pool '%s'; without a worker there (make worker POOL=%s) they wait", ", ".join(asked), pool, pool)

@@ -116,7 +116,7 @@ def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path):
     {},
     {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
     {"overrides": {"filter.min_words": 4, "model.image_tower": "B0", "index.queries": None}},
-    {"ref": None, "seed": None, "learning_rate": None, "training_pool": None, "overrides": {}},  # as a program may send it
+    {"ref": None, "seed": None, "learning_rate": None, "training_pool": None, "overrides": {}},
     {"ref": "old", "overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
     {"training_pool": "gpu", "overrides": {"model.image_tower.width_coefficient": 0.5}},
     {"overrides": {"filter.min_word": 0}},  # the run says so

@@ -84,6 +84,9 @@ def refused(run, message):
 def test_what_is_missing_is_one_line(run):
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         refused(run, "told by Prefect's server: `make up`, or set PREFECT_API_URL")
+    for elsewhere_too in ("s3://bucket/dvc", "../../shared"):
+        use_remote(run.root, elsewhere_too)
+        elsewhere.require_reachable(run)
     use_remote(run.root, run.root / ".align/remote")
     refused(run, "DVC's remote 'shared' is a folder of this checkout, which no other machine sees")
     (run.root / ".dvc/config.local").unlink()

@@ -89,7 +89,7 @@ def require_reachable(run: RunContext) -> None:
     known = settings(run.root)
     if known["remote"] is None:
         raise DataError(f"{where}: DVC has no default remote: `dvc remote default NAME` (docs/scale.md)")
-    if Path(os.path.normpath(known["remotes"][known["remote"]])).is_relative_to(run.checkout):
+    if Path(os.path.normpath(known["remotes"].get(known["remote"], ""))).is_relative_to(run.checkout):
         raise DataError(
             f"{where}: DVC's remote '{known['remote']}' is a folder of this checkout, which no other machine sees: "
             "make one in a bucket the default (docs/scale.md)"

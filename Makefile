@@ -121,7 +121,7 @@ up: $(STAMP) ## Prefect server and worker, MLflow, on loopback; the flows deploy
 down: $(STAMP) ## stop what `make up` started
 	@$(RUN) python infra/local.py down
 
-worker: $(STAMP) ## runs stages of other machines' runs here, until it is ended: make worker POOL=gpu
+worker: $(STAMP) ## trains here for runs of other machines, until it is ended: make worker POOL=gpu
 	@$(RUN) python infra/worker.py $(POOL)
 
 # atheris 3.1 has no wheel for Python 3.11.

@@ -175,7 +175,7 @@ def select(stages: Sequence[Stage], only: str = "all", first: str | None = None,
             raise ConfigError(f"stage '{name}': dvc.yaml has no such stage; it has {', '.join(known)}")
     # a model that was imported needs no pre-training
     release = reads_from(stages, {stage.name for stage in stages if stage.flow == "release"}) or known
-    names = {stage.name for stage in stages if stage.name in release and _is_part(stage, only)}
+    names = {stage.name for stage in stages if stage.name in release and is_part(stage, only)}
     if first:
         names &= downstream(stages, {first})
     if last:
@@ -191,7 +191,8 @@ def select(stages: Sequence[Stage], only: str = "all", first: str | None = None,
     )
 
 
-def _is_part(stage: Stage, only: str) -> bool:
+def is_part(stage: Stage, only: str) -> bool:
+    """Whether a stage belongs to a part of the pipeline: `all`, `data`, `training` or `evaluation`."""
     if only == "evaluation":
         return stage.name == EVALUATE
     return only == "all" or (stage.flow == only and stage.name != EVALUATE)

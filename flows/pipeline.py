@@ -31,6 +31,7 @@ from flows.checkout.run_branch import Recorded
 from flows.checkout.stage_states import check_out, read_states, require_known
 from flows.checkout.workspace import in_checkout, in_worktree
 from flows.dag import Stage, stale
+from flows.elsewhere import require_reachable, train_elsewhere
 from flows.mlflow_run import mlflow_run
 from flows.pages.progress import RunPage, put_markdown, run_page
 from flows.pages.summary import summarise
@@ -136,6 +137,7 @@ def _run(run: RunContext, ref: str) -> str:
     plan = make_plan(run, states)
     put_markdown("plan", f"what run {run.name} will do", plan.markdown())
     plan.require_possible()
+    require_reachable(run)
     if run.root == run.checkout:
         require_known(run, changed)
     if run.chosen.left_out:
@@ -160,6 +162,7 @@ def _run_stages(run: RunContext, page: RunPage) -> str:
         if _stages(run, "data"):
             outcomes = data(run)
         if _stages(run, "training"):
+            run = train_elsewhere(run)
             outcomes = training(run, outcomes)
         if _stages(run, "release"):
             outcomes, recorded, (version, *verdict) = release(run, outcomes)

@@ -100,7 +100,7 @@ def make_plan(run: RunContext, states: States) -> Plan:
     before = [by_name[stage.name] for stage in run.chosen.before]
     params = run.params
     runs = {one.stage for one in asked if one.state == "runs"}
-    here = {stage for stage in runs if stage not in run.pools}
+    here = runs if params.values.get("cluster", {}).get("training_pool") is None else runs.difference(TRAINING)
     needs, wrong = _needs(run) if here.intersection(TRAINING) else ({}, None)
     metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
     figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
@@ -135,11 +135,7 @@ def make_plan(run: RunContext, states: States) -> Plan:
     ]
     warnings += _export(params) if "pretrain" in runs else []
     if elsewhere := sorted(runs - here):
-        from flows.remote.send import problems  # asks Prefect's server, which takes a second to import
-
-        figures["elsewhere"] = ", ".join(f"{stage} in work pool {run.pools[stage]}" for stage in elsewhere)
-        sent = problems(run, [stage for stage in run.chosen.stages if stage.name in elsewhere])
-        refused, warnings = refused + sent[0], warnings + sent[1]
+        figures["elsewhere"] = f"{', '.join(elsewhere)} in work pool {params.values['cluster']['training_pool']}"
     return Plan(
         name=run.name, stages=tuple(asked), before=tuple(before), figures=figures, warnings=tuple(warnings),
         refused=tuple(refused),

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
-from ruamel.yaml.error import YAMLError
+from pydantic.json_schema import SkipJsonSchema
 
 from align.config import load_params
 from align.config.checks import require_valid, wrong_parameters
+from align.config.infrastructure import Pool
 from align.config.params import DEMO, PARAMS_FILE, PROFILES, Params, chosen_values, profile_names, profile_overrides
 from align.config.paths import require_inside
-from align.config.sections import SECTIONS, parameter_schemas
+from align.config.sections import SECTIONS
 from align.errors import LOGIN, ConfigError, DataError
 from align.filter.rules import RULES
 from align.project.declared import DVC_FILE
-from align.project.installed import installed
 from align.services.git import git, resolve
 from align.verbs import STAGES
 from flows.checkout.run_branch import NAME
 from flows.dag import Selection, Stage, read_dag, select
-from flows.remote.order import pools
 from flows.tasks.run_context import RunContext
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
 #: For JSON Schema: no address with a login. Prefect's server refuses such a value before it records it.
 NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
+#: The same for all values of `overrides`, of which there are not so many that checking them takes long.
+OVERRIDES: dict[str, Any] = {"maxProperties": 300, "patternProperties": {"": {"maxItems": 1000} | NO_LOGIN}}
+#: The most characters of all values, as JSON: reading 30,000 takes a second.
+MAX_CHARACTERS = 50_000
 
 #: Fields of the form that stand for one parameter each: what people change most.
 SHORTCUTS = {
@@ -40,149 +41,97 @@ SHORTCUTS = {
     "num_steps": "pretrain.num_steps",
     "batch_size": "pretrain.batch_size",
     "learning_rate": "pretrain.learning_rate",
-    "finetune_steps": "finetune.num_steps",
-    "finetune_rate": "finetune.learning_rate",
-    "source": "paths.archive",
+    "training_pool": "cluster.training_pool",
 }
 #: The files of a revision that the check of a request reads.
 _READ = (PARAMS_FILE, DVC_FILE, PROFILES.as_posix())
 #: Parts of the pipeline that can be run alone.
 Part = Literal["all", "data", "training", "evaluation"]
+_Nothing = SkipJsonSchema[None]  # of a type with `None` the form would make two tabs
 
 
-@cache
-def _parameters() -> dict[str, dict[str, Any]]:
-    """The schema of every parameter; none if params.yaml cannot be read, which each run then reports itself."""
-    try:
-        return parameter_schemas(installed(PARAMS_FILE))
-    except (OSError, UnicodeDecodeError, YAMLError):
-        return {}
-
-
-@cache
-def _values() -> dict[str, dict[str, Any]]:
-    """Profile -> the values of all parameters; none if they cannot be read, as in `_parameters`."""
-    try:
-        return {name: load_params(overrides=profile_overrides(name)).values for name in (DEMO, *profile_names())}
-    except (OSError, UnicodeDecodeError, ConfigError):
-        return {}
-
-
-def _empty(key: str) -> str:
-    """What counts if the field of a parameter is empty: the value of params.yaml, and of each profile that differs."""
-    section, name = key.split(".")
-    found = {profile: values.get(section, {}).get(name) for profile, values in _values().items()}
-    found = {profile: f"{value:,}" if isinstance(value, int) else str(value) for profile, value in found.items()}
-    others = ", ".join(f"{profile} {value}" for profile, value in found.items() if value != found[DEMO])
-    more = f"; in profile {others}" if others else ""
-    return f"{found[DEMO]} ({key}{more})" if found else f"as in the profile or params.yaml ({key})"
-
-
-class _Shown:
-    """How the form shows a field: at which place, and what differs from the schema that its type has.
-
-    Args:
-        position: in the form.
-        optional: an empty field is left out. Of a type with `None` the form would make two tabs.
-        parameter: the field stands for it, and has its type, its bounds and its words.
-        more: goes into the schema as it is.
-    """
-
-    def __init__(self, position: int, *, optional: bool = False, parameter: str | None = None, **more: Any) -> None:
-        self._position, self._optional, self._parameter, self._more = position, optional, parameter, more
-
-    def __call__(self, schema: dict[str, Any]) -> None:
-        """Changes the schema in place, as pydantic asks."""
-        if self._optional or self._parameter:
-            schema.pop("anyOf", None)
-            schema.pop("default", None)
-        if self._parameter:
-            found = _parameters().get(self._parameter, {})
-            words = f"Empty: {_empty(self._parameter)}. {found.get('description', '')}"
-            schema |= {"type": "string"} | found | {"description": words.strip()}
-        schema |= NO_LOGIN | self._more | {"position": self._position}
-
-
-def _shortcut(name: str, title: str, position: int) -> Any:
-    """The field of one parameter."""
-    return Field(default=None, title=title, json_schema_extra=_Shown(position, parameter=SHORTCUTS[name]))
-
-
-def _patterns(schema: dict[str, Any]) -> None:
-    """All parameters as patterns: as properties, the form would show two hundred fields."""
-    named = {f"^{re.escape(key)}$": found for key, found in _parameters().items()}
-    schema |= {"patternProperties": named | {"": NO_LOGIN}, "position": 20}
-    schema.pop("additionalProperties", None)
-
-
-def _whole(schema: dict[str, Any]) -> None:
-    """What no field shows: `name`, since Prefect's form asks for one itself, `tags`, and the keys of `overrides`."""
-    del schema["properties"]["name"], schema["properties"]["tags"]
-    schema["patternProperties"] = {"^name$": {"type": ["string", "null"], "pattern": f"^$|{NAME}"} | NO_LOGIN}
-    schema["patternProperties"] |= {"^tags$": {"type": "object"}}
-    known = "|".join(map(re.escape, _parameters()))
-    unknown = {f"^(?!({known})(\\.|$))": {"not": {"title": "a key that params.yaml does not have"}}}
-    # a revision may have other keys, which its run knows
-    schema["if"] = {"not": {"required": ["ref"], "properties": {"ref": {"type": "string"}}}}
-    schema["then"] = {"properties": {"overrides": {"patternProperties": unknown if known else {}}}}
+def _shown(schema: dict[str, Any]) -> None:
+    """The order of the fields, and no `null` in them; `name` and `tags`, which programs set, have no field."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+        if field.get("default", "") is None:
+            del field["default"]
+    name = {"type": ["string", "null"], "pattern": f"^$|{NAME}"} | NO_LOGIN
+    schema["patternProperties"] = {"^name$": name, "^tags$": {"type": "object"}}
 
 
 class Request(BaseModel):
     """What to run; an empty field changes nothing. The result becomes branch run/NAME, by the run's name above."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_whole)
-    name: str | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_shown)
+    name: SkipJsonSchema[str | None] = None
     profile: str = Field(
         default=DEMO,
         title="Profile",
         description="Values for a kind of data or run (infra/profiles); demo: params.yaml as it is.",
-        json_schema_extra=_Shown(1, enum=[DEMO, *profile_names()]),
+        json_schema_extra={"enum": [DEMO, *profile_names()]},
     )
-    ref: str | None = Field(
+    ref: str | _Nothing = Field(
         default=None,
         title="Git revision",
         description="A branch, tag or commit to run; empty: HEAD of the checkout.",
-        json_schema_extra=_Shown(2, optional=True, type="string"),
+        json_schema_extra=NO_LOGIN,
     )
     only: Part = Field(
         default="all",
         title="What to run",
         description="data: up to the vocabulary; training: pre-training and fine-tuning; evaluation: the metrics. What "
         "a part reads must be unchanged or in DVC's cache. Only a run of all registers a model.",
-        json_schema_extra=_Shown(3),
     )
-    from_stage: str | None = Field(
+    from_stage: str | _Nothing = Field(
         default=None,
         title="From stage",
         description=f"Empty: {next(iter(STAGES))}. The stages before it must be unchanged or in DVC's cache.",
-        json_schema_extra=_Shown(4, optional=True, type="string", enum=list(STAGES)),
+        json_schema_extra={"enum": list(STAGES)},
     )
-    to_stage: str | None = Field(
+    to_stage: str | _Nothing = Field(
         default=None,
         title="Up to stage",
         description=f"Empty: {list(STAGES)[-1]}.",
-        json_schema_extra=_Shown(5, optional=True, type="string", enum=list(STAGES)),
+        json_schema_extra={"enum": list(STAGES)},
     )
-    seed: int | None = _shortcut("seed", "Seed", 6)
-    num_steps: int | None = _shortcut("num_steps", "Steps", 7)
-    batch_size: int | None = _shortcut("batch_size", "Batch size", 8)
-    learning_rate: float | None = _shortcut("learning_rate", "Learning rate", 9)
-    finetune_steps: int | None = _shortcut("finetune_steps", "Fine-tuning steps", 10)
-    finetune_rate: float | None = _shortcut("finetune_rate", "Fine-tuning learning rate", 11)
-    source: str | None = _shortcut("source", "Source", 12)
+    seed: Annotated[int, Field(ge=0)] | _Nothing = Field(
+        default=None,
+        title="Seed",
+        description="Of pre-training. Empty: pretrain.seed of the profile or params.yaml.",
+    )
+    num_steps: Annotated[int, Field(ge=1)] | _Nothing = Field(
+        default=None,
+        title="Steps",
+        description="Of pre-training. Empty: pretrain.num_steps of the profile or params.yaml.",
+    )
+    batch_size: Annotated[int, Field(ge=1)] | _Nothing = Field(
+        default=None,
+        title="Batch size",
+        description="Pairs in a step of pre-training. Empty: pretrain.batch_size of the profile or params.yaml.",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | _Nothing = Field(
+        default=None,
+        title="Learning rate",
+        description="The highest one of pre-training. Empty: pretrain.learning_rate of the profile or params.yaml.",
+    )
+    training_pool: Pool | _Nothing = Field(
+        default=None,
+        title="Train in pool",
+        description="Prefect's work pool of another machine (docs/scale.md). Empty: cluster.training_pool, else here.",
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         title="More parameters",
         description='Any parameter of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
-        json_schema_extra=_patterns,
+        json_schema_extra=OVERRIDES,
     )
     snapshot_dirty: bool = Field(
         default=False,
         title="With uncommitted changes",
         description="If the checkout has uncommitted changes: run HEAD with them, tagged dirty, instead of refusing.",
-        json_schema_extra=_Shown(21),
     )
-    tags: dict[str, str] | None = None  #: of its run in MLflow
+    tags: SkipJsonSchema[dict[str, str] | None] = None  #: of its run in MLflow
 
     @model_serializer(mode="wrap")
     def _given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -205,8 +154,7 @@ class Request(BaseModel):
 
     def with_stages(self, run: RunContext) -> RunContext:
         """The run with its stages; after this nobody reads dvc.yaml. Until it has its lock, the checkout may change."""
-        chosen = self.select(read_dag(run.root, run.params))
-        return run.model_copy(update={"chosen": chosen, "pools": pools(run.params, chosen.dag)})
+        return run.model_copy(update={"chosen": self.select(read_dag(run.root, run.params))})
 
 
 def inside(root: Path, path: str) -> Path:
@@ -269,9 +217,12 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Sett
     if odd := [key for key in request.changes() if "=" in key]:
         raise ConfigError(f"overrides: '{odd[0]}' is not the name of a parameter; expected section.key")
     try:
-        typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in request.changes().items()]
+        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in request.changes().items()}
     except (RecursionError, ValueError):
         raise ConfigError("overrides: a value is nested too deeply, or has a number of too many digits") from None
+    if (size := sum(map(len, texts.values()))) > MAX_CHARACTERS:
+        raise ConfigError(f"overrides: the values have {size:,} characters, above {MAX_CHARACTERS:,}")
+    typed = [f"{key}={text}" for key, text in texts.items()]
     try:
         params = replace(load_params(folder / PARAMS_FILE, [*profile, *typed]), source=where)
     except ConfigError as error:
@@ -287,7 +238,7 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Sett
         raise ConfigError(f"{policy} = {changed[policy]}: a run obeys the take-downs of its revision, and no others")
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
-    pools(params, request.select(read_dag(folder, params)).dag)
+    request.select(read_dag(folder, params))
     return Settled(**request.model_dump(exclude={"profile", "overrides", *SHORTCUTS}), overrides=changed)
 
 

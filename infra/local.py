@@ -61,10 +61,7 @@ LOGS = Path(".align/logs")
 TRACEBACK = "Traceback (most recent call last):"
 SERVER = Path(__file__).with_name("server.py")
 #: Strangers ask it for pictures and texts: it need not know how to start runs or write databases.
-NOT_FOR_SEARCH = (
-    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PGPASSWORD",
-    "PREFECT_API_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI",
-)  # fmt: skip
+NOT_FOR_SEARCH = ("PREFECT_", "PGPASSWORD", "MLFLOW_BACKEND_STORE_URI")
 
 Services = dict[str, dict[str, Any]]
 

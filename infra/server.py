@@ -41,7 +41,7 @@ _CONNECTIONS, _WAIT_S = 1000, 10.0
 def prefect_app() -> App:
     """Prefect's server with its services, as `prefect server start` makes it; its settings are in the environment."""
     home = os.environ.get("PREFECT_HOME")  # of a checkout
-    if home and "PREFECT_API_DATABASE_CONNECTION_URL" not in os.environ:
+    if home and "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in os.environ:
         require_whole(Path(home, "prefect.db"))
         make_private(Path(home, "prefect.db"))
     from prefect.server.api.server import create_app

@@ -1,9 +1,9 @@
-"""Starts a worker that runs stages of other machines' runs here: `make worker POOL=gpu`. It works until it is ended.
+"""Starts a worker that trains here for runs of other machines: `make worker POOL=gpu`. It works until it is ended.
 
     python infra/worker.py POOL
 
 In a clone of the same git repository, with the same remote of DVC, and Prefect's server in PREFECT_API_URL. Makes the
-work pool and its deployment of flow `stage` if they are missing. Credentials are this machine's environment.
+work pool and its deployment of flow `part` if they are missing. Credentials are this machine's environment.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import NoReturn
 from align.errors import AlignError, ConfigError, ServiceError
 from align.pipeline.run import flow_environment
 
-DEPLOYMENT = Path(__file__).with_name("stage.yaml")
+DEPLOYMENT = Path(__file__).with_name("worker.yaml")
 JOBS = Path(__file__).with_name("work_pool.json")
-LIMIT = "1"  # stages at a time; the next one waits for this worker, or goes to another
+LIMIT = "1"  # parts at a time; the next one waits for this worker, or goes to another
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
     except AlignError as error:
         print(f"align: error: {error}", file=sys.stderr)
         return 1
+    # a machine that lost its power cannot say that its runs have ended
+    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     return _become_worker(root, argv[0], env)
 
 
@@ -62,7 +64,7 @@ def environment(root: Path, pool: str) -> dict[str, str]:
 
 
 def deploy(root: Path, pool: str, env: dict[str, str]) -> None:
-    """Makes the pool, and the deployment of flow `stage` in it. What people changed of a pool stays.
+    """Makes the pool, and the deployment of flow `part` in it. What people changed of a pool stays.
 
     Raises:
         ServiceError: Prefect's server refuses, or does not answer.

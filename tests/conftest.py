@@ -25,7 +25,7 @@ if not hasattr(sys.modules["__main__"], "__file__"):
 # Never the user's own servers: a test that needs one starts it.
 SERVERS = (
     "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL", "MLFLOW_BACKEND_STORE_URI",
-    "PREFECT_API_DATABASE_CONNECTION_URL", "ALIGN_ROOT",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL", "ALIGN_ROOT",
 )  # fmt: skip
 for name in SERVERS:
     os.environ.pop(name, None)

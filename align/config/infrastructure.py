@@ -77,14 +77,12 @@ class StoreConfig(Section):
         return self
 
 
-#: The key of `pools` for every stage that it does not name.
-DEFAULT_POOL = "default"
 #: Prefect's names of work pools, without characters that have a meaning in a shell or an address.
-_Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
+Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
 
 
 class ClusterConfig(Section):
-    """The machines of a training job, which all run the same command, each with its own `node_rank`; and work pools."""
+    """The machines of a training job, which all run the same command, each with its own `node_rank`."""
 
     section: ClassVar[str] = "cluster"
     changes_bytes: ClassVar[bool] = False
@@ -94,14 +92,14 @@ class ClusterConfig(Section):
     node_rank: int = Field(ge=0)
     #: HOST:PORT at which the others reach node 0.
     rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
-    #: The most restarts of one machine's ranks after one has ended, and successors of a lost worker of a pool.
+    #: The most restarts of one machine's ranks after one has ended.
     max_restarts: int = Field(ge=0)
     #: Seconds that machines wait for each other, and ranks in a step.
     patience_s: int = Field(ge=1)
     #: Seconds that ranks have to write a checkpoint and end after SIGTERM.
     stop_s: int = Field(ge=1)
-    #: Stage of dvc.yaml, or `default` -> the work pool whose workers run it on their machines; None: this machine does.
-    pools: dict[str, _Pool | None]
+    #: The work pool whose worker runs the training stages on its machine; None: this machine does.
+    training_pool: Pool | None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -31,7 +31,7 @@ class RunContext(BaseModel):
         name: of the run.
         chosen: its stages.
         stale: names of the stages that may have to run; the others are known to be cached.
-        pools: stage -> the work pool whose workers run it, for stages that do not run here (`flows.remote`).
+        pulled: names of the stages whose deps and results come from DVC's remote (`flows.elsewhere`).
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
         mlflow_page: its address, if a server shows it.
@@ -46,7 +46,7 @@ class RunContext(BaseModel):
     name: str = ""
     chosen: Selection = Field(default=Selection(), exclude=True)  # Prefect need not record all of dvc.yaml
     stale: frozenset[str] = frozenset()
-    pools: dict[str, str] = {}
+    pulled: frozenset[str] = frozenset()
     dirty: bool = False
     mlflow_run_id: str | None = None
     mlflow_page: str | None = None

@@ -39,8 +39,6 @@ from align.display.visible import fenced_markdown, plain_markdown
 from flows.checkout.failed_runs import in_kept_folder
 from flows.dag import Stage
 from flows.mlflow_run import log_stage
-from flows.remote.order import GIVEN_UP
-from flows.remote.send import run_elsewhere
 from flows.tasks import stop
 from flows.tasks.child_process import CommandError, Watch, is_warning, run_supervised
 from flows.tasks.outages import end_without_waiting
@@ -73,8 +71,6 @@ class RunState:
             self._client.__enter__()
         run = self._client.read_flow_run(self._run)
         state = run.state
-        if run.labels.get(GIVEN_UP):  # this machine was cut off, and another one works on the stage
-            return Abort("given up")
         if state is None:
             return None
         if state.type == StateType.PAUSED:
@@ -103,7 +99,7 @@ class RunState:
             client.set_task_run_state(UUID(str(runtime.task_run.id)), Cancelled(message=message), force=True)
             if runtime.flow_run.id != str(self._run):
                 client.set_flow_run_state(UUID(str(runtime.flow_run.id)), Cancelled(message=message), force=True)
-            if run.labels.get(GIVEN_UP) or (run.state and run.state.is_crashed()):
+            if run.state and run.state.is_crashed():
                 return Abort(message)  # its state says why
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
@@ -152,10 +148,9 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
                 with log_file(run.root).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
 
-        elsewhere: bool | None = None
         try:
             stop.require_running()
-            elsewhere = _run(stage, run, log)
+            _run(stage, run, log)
         except stop.Stopped as ended:
             said = [line.removeprefix("align: error: ") for line in lines if line.startswith("align: error: ")]
             raise stop.Stopped(f"{ended} in {stage.name}{f' ({said[-1]})' if said else ''}") from None
@@ -165,7 +160,7 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
                 log_stage(stage, run)
             _publish(stage, run, failure, has_report=has_report)
             raise CommandError(failure) from None
-        ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
+        ran = did_run(stage.name, lines)
     log_stage(stage, run)
     _publish(stage, run)
     outcome = StageOutcome(stage=stage.name, ran=ran, warnings=tuple(filter(is_warning, lines)))
@@ -175,20 +170,14 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     return Completed(name="Cached", message="the same bytes are in DVC's cache", data=outcome)
 
 
-def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | None:
-    """Runs DVC on a stage. If the run is suspended or cancelled meanwhile, the stage is ended, with its checkpoint.
-
-    Returns:
-        Whether another machine ran the stage's command; None: this one did, or nobody, as DVC's output says.
-    """
-    command = ["dvc", "repro", "--single-item", stage.name]
+def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> None:
+    """Runs DVC on a stage. If the run is suspended or cancelled meanwhile, the stage is ended, with its checkpoint."""
+    pull = ["--pull"] if stage.name in run.pulled else []
+    command = ["dvc", "repro", *pull, "--single-item", stage.name]
     state = RunState()
-    elsewhere: bool | None = None
     progress_file(run.root).unlink(missing_ok=True)  # left by the stage before: the processes of this one append to it
     try:
         with Watch(state.asked_to_end) as watch:
-            if stage.name in run.pools:
-                elsewhere = run_elsewhere(stage, run, log, watch)  # DVC then finds the result in its cache
             run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
     except (stop.Stopped, Exception):
         raise
@@ -197,7 +186,6 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | No
     except BaseException:  # ended by a signal, which must not wait for a server
         end_without_waiting()
         raise
-    return elsewhere
 
 
 def run_stages(stages: Iterable[Stage], run: RunContext) -> list[StageOutcome]:

@@ -28,12 +28,15 @@ def artifacts(stack, run):
     return {one["key"]: one for one in found}
 
 
-def test_a_wrong_value_of_the_last_stage_starts_nothing(stack):
-    """What the bounds of single values cannot tell: a metric that no stage measures."""
-    run = stack.start({"name": "wrong", "overrides": {"promote.metrics": ["recall@10"]}})
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("promote.metrics", ["recall@10"], "promote.metrics: 'recall@10' is measured for no set"),
+    ("filter.min_word", 4, "unknown parameter 'filter.min_word' (not in params.yaml); did you mean filter.min_words?"),
+])  # fmt: skip
+def test_a_wrong_value_of_any_stage_starts_nothing(stack, key, value, message):
+    run = stack.start({"name": "wrong", "overrides": {key: value}})
     assert stack.wait_for(run, *ENDS) == "FAILED"
     ended = stack.ask(f"/flow_runs/{run}")
-    assert "promote.metrics: 'recall@10' is measured for no set" in ended["state"]["message"]
+    assert message in ended["state"]["message"] and "\n" not in ended["state"]["message"]
     assert stack.states("wrong") == {}
     assert not list(stack.root.glob(".align/worktrees/*"))
     assert artifacts(stack, run) == {}
@@ -144,6 +147,13 @@ def test_a_wrong_name_is_one_line_before_anything_is_measured(stack, measurable)
     assert "models:/measured/8: no such version in MLflow" in message and "Traceback" not in "".join(stack.logs(run))
     assert measurable.runs(f"tags.`align.flow_run` = '{run}'") == [] and "summary" not in artifacts(stack, run)
     assert not any(line.startswith("evaluate: ") for line in stack.logs(run))
+
+
+def test_a_list_without_end_is_refused_at_once(stack):
+    before = time.monotonic()
+    with pytest.raises(urllib.error.HTTPError, match="409"):
+        stack.start({"overrides": {"filter.languages": ["en"] * 200_000}})
+    assert time.monotonic() - before < 10
 
 
 def test_the_server_refuses_a_login_and_an_empty_field(stack):

@@ -26,7 +26,7 @@ def _stack(tmp_path, postgresql):
     stub_repository(root)
     stack = Stack(root)
     prefect, mlflow = create(postgresql, "prefect", "mlflow")
-    stack.env["PREFECT_API_DATABASE_CONNECTION_URL"] = prefect.replace("://", "+asyncpg://")
+    stack.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = prefect.replace("://", "+asyncpg://")
     for name in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_TRACKING_URI"):
         stack.env[name] = mlflow.replace("://", "+pg8000://")
     stack.env["PATH"] = f"{root / 'bin'}{os.pathsep}{programs()}{os.pathsep}{stack.env['PATH']}"
@@ -56,7 +56,7 @@ def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(stack, post
     run = stack.start({"name": "clicked"})
     assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED", timeout_s=300) == "COMPLETED"
     assert not (stack.root / "mlflow.db").exists() and not (stack.root / ".align/prefect/prefect.db").exists()
-    assert count(stack, "PREFECT_API_DATABASE_CONNECTION_URL", "flow_run") >= 4
+    assert count(stack, "PREFECT_SERVER_DATABASE_CONNECTION_URL", "flow_run") >= 4
     assert count(stack, "MLFLOW_BACKEND_STORE_URI", "runs") == 1
     for process in psutil.process_iter(["cmdline"]):
         assert not any(word in " ".join(process.info["cmdline"] or []) for word in (PASSWORD, URL_PASSWORD))

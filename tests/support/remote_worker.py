@@ -44,7 +44,7 @@ class Machine:
         wait_until(lambda: "started!" in self.log(), BUSY_S, alive=lambda: worker.poll() is None, says=self.log)
 
     def log(self):
-        """What the worker, and the stages below it, printed."""
+        """What the worker, and the parts below it, printed."""
         return (self.root / ".align/logs/worker.log").read_text("utf-8", "replace")
 
     def lose(self):

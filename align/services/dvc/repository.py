@@ -50,13 +50,13 @@ def locked_repository(root: Path, what: str) -> Iterator[Any]:
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL. Raises DataError if a file of settings cannot
-    be read.
+    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL; `remote`: the name of the default one, or
+    None. Raises DataError if a file of settings cannot be read.
     """
     config = _config(root)
     cache = config["cache"].get("dir") or root.absolute() / ".dvc/cache"
     remotes = {name: str(values["url"]) for name, values in sorted(config["remote"].items())}
-    return {"cache": str(Path(cache).resolve()), "remotes": remotes}
+    return {"cache": str(Path(cache).resolve()), "remotes": remotes, "remote": config["core"].get("remote")}
 
 
 def share_cache(root: Path, other: Path) -> None:

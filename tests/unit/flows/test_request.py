@@ -9,7 +9,8 @@ from prefect.utilities.schema_tools import is_valid_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from align.arguments.commands import PARTS
-from align.config.params import DEMO, load_params, parse_yaml, profile_names, write_params
+from align.config.params import DEMO, parse_yaml, profile_names, write_params
+from align.config.sections import SECTIONS
 from align.errors import ConfigError, DataError
 from align.project.declared import declared_outs
 from align.services.git import git
@@ -60,12 +61,16 @@ def test_the_form_is_short_and_in_the_order_of_the_fields():
 
 
 def test_a_field_says_what_counts_if_it_is_empty():
-    """Also the value that fine-tuning inherits, and what a profile changes; nothing is filled in, which would count."""
+    """Nothing is filled in, which would count; and the server refuses what the section would."""
     for name, key in SHORTCUTS.items():
+        assert f"Empty: {key}" in FORM[name]["description"] and "default" not in FORM[name]
         section, inner = key.split(".")
-        value = load_params(ROOT / "params.yaml").values[section][inner]
-        assert FORM[name]["description"].startswith(f"Empty: {value} ({key}") and "default" not in FORM[name]
-    assert ", paper 1,200,000" in FORM["num_steps"]["description"]
+        theirs = SECTIONS[section].model_json_schema()["properties"][inner]
+        theirs = theirs.get("anyOf", [theirs])[0]
+        words = ("title", "description", "position")
+        assert {key: value for key, value in FORM[name].items() if key not in words} == (
+            {key: value for key, value in theirs.items() if key not in words}
+        )
     assert FORM["from_stage"]["description"].startswith("Empty: ingest")
     assert FORM["to_stage"]["description"].startswith("Empty: index")
 
@@ -111,9 +116,10 @@ def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path):
     {},
     {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
     {"overrides": {"filter.min_words": 4, "model.image_tower": "B0", "index.queries": None}},
-    {"ref": None, "seed": None, "learning_rate": None, "source": None, "overrides": {}},  # as a program may send it
+    {"ref": None, "seed": None, "learning_rate": None, "training_pool": None, "overrides": {}},
     {"ref": "old", "overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
-    {"finetune_steps": 3, "finetune_rate": 0.1, "overrides": {"model.image_tower.width_coefficient": 0.5}},
+    {"training_pool": "gpu", "overrides": {"model.image_tower.width_coefficient": 0.5}},
+    {"overrides": {"filter.min_word": 0}},  # the run says so
 ])  # fmt: skip
 def test_the_server_takes_what_is_right(request_):
     validate({"request": request_}, SCHEMA, raise_on_error=True)
@@ -126,15 +132,14 @@ def test_the_server_takes_what_is_right(request_):
     ({"to_stage": "pretain"}, "request.to_stage"),
     ({"num_steps": 0}, "request.num_steps"),
     ({"learning_rate": "fast"}, "request.learning_rate"),
-    ({"source": "https://me:secret@host/crawl.paths"}, "request.source"),
-    ({"overrides": {"filter.min_words": 0}}, "filter.min_words"),
-    ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
+    ({"training_pool": "gpu; rm"}, "request.training_pool"),
+    ({"ref": "https://me:secret@host/branch"}, "request.ref"),
+    ({"overrides": {"filter.languages": ["en"] * 200_000}}, "filter.languages"),
+    ({"overrides": {f"a.b{number}": 1 for number in range(301)}}, "request.overrides"),
     ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
     ({"ref": "x", "overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
-    ({"overrides": {"filter.min_word": 4}}, "filter.min_word"),
-    ({"ref": None, "overrides": {"any.key": 1}}, "any.key"),
     ({"name": "a&sig=secret"}, "request.name"),
-    ({"finetune_steps": -1}, "request.finetune_steps"),
+    ({"seed": -1}, "request.seed"),
     ({"steps": 3}, "request"),
 ])  # fmt: skip
 def test_the_server_refuses_by_name_before_it_records(request_, named):
@@ -170,7 +175,8 @@ def checkout(tmp_path_factory):
 
 
 def test_profile_fields_and_overrides_in_this_order(checkout):
-    request = Request(profile="photographs", num_steps=40, source="mine", overrides={"pretrain.seed": 3})
+    overrides = {"pretrain.seed": 3, "paths.archive": "mine"}
+    request = Request(profile="photographs", num_steps=40, seed=4, overrides=overrides)
     found = settled(checkout, request)
     values = found.overrides
     assert (values["ingest.source"], values["pretrain.batch_size"]) == ("folder", 64)  # the profile's
@@ -190,7 +196,7 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(tmp_path):
     taken = data.validate_parameters({"run": run})["run"]
     assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
     assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
-    recorded = {"root", "checkout", "name", "stale", "pools", "dirty", "mlflow_run_id", "mlflow_page", "attempt",
+    recorded = {"root", "checkout", "name", "stale", "pulled", "dirty", "mlflow_run_id", "mlflow_page", "attempt",
                 "tags", "kept"}  # fmt: skip
     assert data.serialize_parameters({"run": run})["run"].keys() == recorded  # by Prefect: not all of dvc.yaml
 
@@ -238,7 +244,9 @@ def test_what_differs_stays_as_it_was_given(checkout):
     ({"overrides": {"pretrain.seed": nested(60)}}, r"pretrain\.seed=\[\["),
     ({"overrides": {"pretrain.seed": nested(1100)}}, r"a value is nested too deeply|the value is not valid YAML"),
     ({"overrides": {"paths.archive": "\ud800"}}, r"the value is not UTF-8"),
-    ({"overrides": {"paths.archive": "x" * (1 << 20)}}, r"the value is not valid YAML"),
+    ({"overrides": {"paths.archive": "x" * (1 << 20)}}, "the values have 1,048,578 characters, above 50,000"),
+    ({"overrides": {"filter.languages": ["en"] * 200_000}}, "the values have 1,200,000 characters, above 50,000"),
+    ({"overrides": {"filter.min_word": 4}}, r"min_word=4: unknown parameter .*did you mean filter\.min_words"),
     ({"overrides": {"filter.languages": "*a"}}, r"'filter\.languages' = '\*a'"),
     ({"overrides": {"model.text_tower": {"<<": "*a"}}}, r"model\.text_tower"),
 ])  # fmt: skip

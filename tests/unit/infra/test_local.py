@@ -79,7 +79,7 @@ def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(tmp_pa
 
 
 def test_the_search_service_knows_its_own_login_and_one_that_reads(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@h/prefect")
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@h/prefect")
     for name in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "postgresql+pg8000://me:secret@h/mlflow")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")

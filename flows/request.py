@@ -148,13 +148,13 @@ class Request(BaseModel):
         default="all",
         title="What to run",
         description="data: up to the vocabulary; training: pre-training and fine-tuning; evaluation: the metrics. What "
-        "a part reads must be unchanged or in DVC's cache. Only a run of all registers a model.",
+        "a part reads must not be stale. Only a run of all registers a model.",
         json_schema_extra=_Shown(3),
     )
     from_stage: str | None = Field(
         default=None,
         title="From stage",
-        description=f"Empty: {next(iter(STAGES))}. The stages before it must be unchanged or in DVC's cache.",
+        description=f"Empty: {next(iter(STAGES))}. The stages before it must not be stale.",
         json_schema_extra=_Shown(4, optional=True, type="string", enum=list(STAGES)),
     )
     to_stage: str | None = Field(

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from flows import plan as plan_module
 from flows.dag import read_dag, select
 from flows.plan import Plan, make_plan
 from flows.request import Request
-from flows.speeds import Speed, keep_speeds, read_speeds
 from flows.states import StageState
 from flows.tasks.run_context import RunContext
 from tests.support import three_stages
@@ -114,28 +111,6 @@ def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
         plan.require_possible()
     assert "\n" not in str(error.value) and len(plan.refused) == 1
     assert plan_of(tmp_path, *UNCHANGED[:2], StageState(stage="pretrain", state="unchanged")).refused == ()
-
-
-def test_time_is_that_of_the_last_run_or_unknown(made, tmp_path):
-    runs = StageState(stage="filter", state="stale")
-    assert plan_of(made, UNCHANGED[0], runs, UNCHANGED[2]).figures["time"].startswith("unknown: none of")
-    start = time.time() - 1
-    (made / "runtime").mkdir(exist_ok=True)
-    for name, outcome in (("filter", "completed"), ("index", "failed: DataError")):
-        record = {"wall_s": 7200.0, "outcome": outcome}
-        (made / f"runtime/{name}.json").write_text(json.dumps(record))
-    (made / "runtime/ingest.json").write_text("{")
-    stale = frozenset({"filter", "index", "ingest", "never"})
-    keep_speeds(RunContext(root=made, checkout=tmp_path, stale=stale), start)
-    assert read_speeds(tmp_path) == {"filter": Speed(wall_s=7200.0)}
-    (tmp_path / ".align/speeds/index.json").write_text("cut o")
-    assert read_speeds(tmp_path).keys() == {"filter"}
-    os.utime(made / "runtime/filter.json", (0, 0))  # of an earlier run
-    keep_speeds(RunContext(root=made, checkout=tmp_path / "none", stale=frozenset({"filter"})), start)
-    assert read_speeds(tmp_path / "none") == {}
-    shutil.copytree(tmp_path / ".align", made / ".align", dirs_exist_ok=True)
-    figures = plan_of(made, UNCHANGED[0], runs, StageState(stage="index", state="stale")).figures
-    assert figures["time"] == "about 2 h 0 min by the last measured speeds and unknown for index"
 
 
 def test_rows_are_those_of_the_reports(made):

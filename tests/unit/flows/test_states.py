@@ -67,7 +67,7 @@ def test_why_a_stage_is_stale(copy):
     (copy / "data/raw/table").write_text("mine\n")
     assert states(copy)[0].replaced == ("data/raw",)
     shutil.rmtree(copy / "data/raw")
-    assert states(copy)[0].why == ("missing: data/raw", "changed: source.txt")
+    assert states(copy)[0].why == ("changed: source.txt", "missing: data/raw")
     (copy / "dvc.lock").unlink()
     assert states(copy)[0].why == ("it has not run here yet",)
 

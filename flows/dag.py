@@ -67,7 +67,7 @@ def read_dag(root: Path, params: Params | None = None) -> tuple[Stage, ...]:
     deps = {name: _paths(entry.get("deps", []), params, root) for name, entry in entries.items()}
     outs = {name: tuple(entry.get("outs", ())) for name, entry in entries.items()}  # literal: see require_declared
     require_declared(params.values["paths"], outs)
-    upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
+    upstream = {name: tuple(other for other in entries if overlap(deps[name], outs[other])) for name in entries}
     reports, stages = below_root(params.values["paths"])["reports"], []
     for name in TopologicalSorter(upstream).static_order():
         meta = entries[name].get("meta", {})
@@ -100,11 +100,6 @@ def reads_from(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
     return frozenset(found)
 
 
-def stale(stages: Sequence[Stage], changed: Collection[str]) -> frozenset[str]:
-    """Stages that may have to run: those that `read_status` names, and those that read from them."""
-    return downstream(stages, {stage.name for stage in stages if stage.name in changed})
-
-
 def _writes_code(entry: dict[str, Any]) -> bool:
     return any(isinstance(out, dict) and CODE_FILE in out for out in entry.get("outs", ()))
 
@@ -128,7 +123,8 @@ def _paths(values: Sequence[str], params: Params, root: Path) -> tuple[str, ...]
     return tuple(known(re.sub(r"\$\{([\w.]+)\}", value, path)) for path in values)
 
 
-def _overlap(deps: Sequence[str], outs: Sequence[str]) -> bool:
+def overlap(deps: Sequence[str], outs: Sequence[str]) -> bool:
+    """Whether a dep is an out, or lies in one or around one."""
     return any(dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for dep in deps for out in outs)
 
 
@@ -139,7 +135,7 @@ class Selection:
     Attributes:
         dag: all stages of dvc.yaml, each after those that it reads from.
         asked: those that may run.
-        before: those that they read from, directly or not, and that must not run: unchanged, or in DVC's cache.
+        before: those that they read from, directly or not; they do not run, so they must not be stale.
     """
 
     dag: tuple[Stage, ...] = ()

@@ -28,16 +28,17 @@ from align.release.registration.shown import VERDICT
 from align.services.tracking.database import require_whole
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
-from flows.checkout.stage_states import check_out, read_states, require_known
 from flows.checkout.workspace import in_checkout, in_worktree
-from flows.dag import Stage, stale
+from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
 from flows.mlflow_run import mlflow_run
 from flows.pages.progress import RunPage, put_markdown, run_page
 from flows.pages.summary import summarise
-from flows.plan import keep_speeds, make_plan
+from flows.plan import make_plan
 from flows.reconcile import reconcile
 from flows.request import Request, settled
+from flows.speeds import keep_speeds
+from flows.states import read_states, require_known
 from flows.tasks import stop, this_run
 from flows.tasks.child_process import last_line, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
@@ -128,24 +129,20 @@ def _run(run: RunContext, ref: str) -> str:
     since = time.time()
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run only
-    states, stages = read_states(run), run.chosen.stages
-    changed = states.status
-    cached = {name: lock for name, lock in states.locks.items() if name not in run.chosen.left_out}
-    if cached and run.root != run.checkout:
-        changed = check_out(run, cached, get_run_logger().info)
-    run = run.model_copy(update={"stale": stale(stages, changed)})
+    states = read_states(run)
+    run = run.model_copy(update={"stale": frozenset(name for name, one in states.items() if one.state == "stale")})
     plan = make_plan(run, states)
     put_markdown("plan", f"what run {run.name} will do", plan.markdown())
     plan.require_possible()
     require_reachable(run)
     if run.root == run.checkout:
-        require_known(run, changed)
+        require_known(run, states)
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
         with run_page(run.name) as page, stop.whatever_it_became():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
-            page.watch(progress_file(run.root), stages)
+            page.watch(progress_file(run.root), run.chosen.stages)
             return _run_stages(run, page)
     finally:
         keep_speeds(run, since)

@@ -1,8 +1,8 @@
 """What a run would do, and what it would need: the first artifact of every run, and what `align plan` prints.
 
-Nothing here is computed twice: states are DVC's (`stage_states`), rows are those of the reports that the cache has,
-speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. It says
-"unknown" for what was never measured.
+Nothing here is computed twice: states are DVC's (`flows.states`), rows are those of the reports, and speeds were
+measured by earlier runs of this checkout. For `align plan` another program counts the memory that training needs
+(`align.pipeline.estimate`). It says "unknown" for what was never measured.
 """
 
 from __future__ import annotations
@@ -12,34 +12,29 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from align.config import Params
+from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
-from align.display.console import duration, say, show, show_json
+from align.display.console import say, show, show_json
 from align.display.visible import markdown_table, plain_markdown
-from align.durable.files import write_text
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
 from align.model.presets import image_width
-from align.pipeline import estimate
-from align.pipeline.run import has_accelerator
-from flows.checkout.stage_states import SHOWN, StageState, States, read_states
+from align.pipeline.estimate import REFUSED
 from flows.checkout.workspace import commit_of, worktree
+from flows.dag import overlap
 from flows.request import Request, settled
+from flows.speeds import TRAINING, UNKNOWN, expected_time
+from flows.states import SHOWN, StageState, read_states
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import STATE, RunContext, our_program
-
-#: Kept for the user's checkout, since a worktree and its `runtime/` are removed at the end of a run.
-SPEEDS = STATE / "speeds"
-#: The stages that train, whose sections are recipes.
-TRAINING = ("pretrain", "finetune")
-UNKNOWN = "unknown"
 
 
 class Plan(BaseModel):
@@ -78,8 +73,8 @@ class Plan(BaseModel):
         lines += ["", *(f"  {words:<{wide}}  {value}" for words, value in self.figures.items())]
         lines += ["", *(f"  careful: {line}" for line in self.warnings)] if self.warnings else []
         lines += ["", *(f"  cannot work: {line}" for line in self.refused)] if self.refused else []
-        num_running = sum(one.state == "runs" for one in self.stages)
-        return "\n".join([f"Plan of run '{self.name}': {num_running} of {len(self.stages)} stages run", *lines])
+        num_stale = sum(one.state == "stale" for one in self.stages)
+        return "\n".join([f"Plan of run '{self.name}': {num_stale} of {len(self.stages)} stages are stale", *lines])
 
     def markdown(self) -> str:
         """For the run's page."""
@@ -87,42 +82,37 @@ class Plan(BaseModel):
         parts += [f"* Careful: {plain_markdown(line)}" for line in self.warnings]
         stages = ["| stage | | why |", "|---|---|---|"]
         for one in (*self.before, *self.stages):
-            state = f"**{one.state}**" if one.state == "runs" else one.state
+            state = f"**{one.state}**" if one.state == "stale" else one.state
             stages.append(f"| {one.stage} | {state} | {plain_markdown('; '.join(one.why))} |")
         figures = [markdown_table(("", ""), self.figures.items())]
         return "\n\n".join("\n".join(block) for block in (parts, stages, figures) if block)
 
 
-def make_plan(run: RunContext, states: States) -> Plan:
-    """The plan of a run that is about to begin, from the states of all stages."""
-    by_name = {one.stage: one for one in states.stages}
-    asked = [by_name[stage.name] for stage in run.chosen.asked]
-    before = [by_name[stage.name] for stage in run.chosen.before]
+def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memory: bool = False) -> Plan:
+    """The plan of a run that is about to begin.
+
+    Args:
+        run: the run.
+        states: of all stages.
+        counts_memory: whether to say what training needs, which takes seconds and torch.
+    """
+    asked = [states[stage.name] for stage in run.chosen.asked]
+    before = [states[stage.name] for stage in run.chosen.before]
     params = run.params
-    runs = {one.stage for one in asked if one.state == "runs"}
+    runs = {one.stage for one in asked if one.state == "stale"}
     here = runs if params.values.get("cluster", {}).get("training_pool") is None else runs.difference(TRAINING)
-    needs, wrong = _needs(run) if here.intersection(TRAINING) else ({}, None)
-    metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
+    counts = here.intersection(TRAINING) and (counts_memory or _is_given(params))
+    needs, wrong = _needs(run) if counts else ({}, None)
+    metrics = {key: value for one in states.values() for key, value in one.metrics.items()}
     figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
     for stage in TRAINING:
         if stage in runs:
             figures |= _training(stage, params, metrics, needs.get(stage) if stage in here else None)
-    figures["time"] = _time(runs, params, read_speeds(run.checkout))
+    figures["time"] = expected_time(run, runs)
     needed, unknown = _disk(asked, needs)
     free = shutil.disk_usage(run.checkout).free
     figures["disk"] = f"{_bytes(needed)} needed{f' and {unknown}' if unknown else ''}, {_bytes(free)} free"
-    refused = []
-    if unmade := [one.stage for one in before if one.state == "runs"]:
-        refused.append(
-            f"{', '.join(unmade)} must run before {asked[0].stage}: what they write is neither unchanged "
-            f"nor in DVC's cache; run all, or from {unmade[0]}"
-        )
-    refused += [
-        f"{one.stage}: {path} does not exist, and no stage makes it: put it there, or name another in params.yaml"
-        for one in asked
-        if one.state == "runs"
-        for path in one.missing
-    ]
+    refused = [*_stale_before(asked, before), *_missing(run, asked)]
     if wrong and "pretrain" in here:  # fine-tuning has the towers of its folder
         refused.append(wrong)
     if needed > free:
@@ -142,6 +132,27 @@ def make_plan(run: RunContext, states: States) -> Plan:
     )  # fmt: skip
 
 
+def _stale_before(asked: Sequence[StageState], before: Sequence[StageState]) -> Iterator[str]:
+    """A part of the pipeline never makes what it reads."""
+    if stale := [one for one in before if one.state == "stale"]:
+        first, names = stale[0], ", ".join(one.stage for one in stale)
+        yield (
+            f"{names} must run before {asked[0].stage}: {first.stage} is stale ({'; '.join(first.why)}); run all, or "
+            f"from {first.stage}"
+        )
+
+
+def _missing(run: RunContext, asked: Sequence[StageState]) -> Iterator[str]:
+    for one in asked:
+        for path in one.missing:
+            maker = next((stage.name for stage in run.chosen.before if overlap([path], stage.outs)), None)
+            yield f"{one.stage}: {path} does not exist" + (
+                f": `dvc checkout {maker}` brings it back, or `dvc pull {maker}` from a remote"
+                if maker
+                else ", and no stage makes it: put it there, or name another in params.yaml"
+            )
+
+
 def _export(params: Params) -> list[str]:
     """What cannot be done with the model afterwards."""
     model = params.section(ModelConfig)
@@ -154,22 +165,22 @@ def _export(params: Params) -> list[str]:
     return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip or onnx"]
 
 
-def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """What the training stages need, empty if that cannot be told; and what pre-training would refuse of its towers.
+def _is_given(params: Params) -> bool:
+    """Whether towers or a tokenizer come from elsewhere, which training may refuse."""
+    recipe = params.values["pretrain"]
+    weights = recipe["image_weights"] or recipe["text_weights"]
+    return bool(weights or params.section(ModelConfig).libraries or params.section(FitTokenizerConfig).given)
 
-    Another process asks torch for a GPU, counts the shape of a model that is new here, and reads given weights.
-    """
-    shapes, recipe = run.checkout / STATE / "shapes", run.params.values["pretrain"]
-    if not has_accelerator() and not any(recipe[key] for key in ("image_weights", "text_weights")):
-        with suppress(LookupError, AlignError):
-            return estimate.needs(run.params, estimate.Shapes(shapes, may_count=False), estimate.cpu()), None
+
+def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """What the training stages need, empty if that cannot be told; and what pre-training would refuse of its towers."""
     try:
         command, env = our_program("align.pipeline.estimate", run)
-        answer = run_supervised([*command, str(shapes)], cwd=run.root, env=env, log=lambda line: None)[-1]
+        answer = run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
         found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):
         return {}, None
-    wrong: Any = found.pop(estimate.REFUSED, None)
+    wrong: Any = found.pop(REFUSED, None)
     return found, wrong
 
 
@@ -205,7 +216,7 @@ def _training(stage: str, params: Params, metrics: dict[str, float], need: dict[
     epochs = f", {seen / images:,.1f} times each of {int(images):,} images" if images else ""
     figures = {stage: f"{recipe['num_steps']:,} steps of {recipe['batch_size']:,}: {seen:,} pairs{epochs}"}
     if need is None:
-        return figures | {f"{stage}, memory": UNKNOWN}
+        return figures
     limit = params.values["fit_tokenizer"]["vocab_size"]  # which the model is counted with
     most = "" if metrics.get("fit_tokenizer/vocab_size") == limit else "at most "
     return figures | {
@@ -216,72 +227,9 @@ def _training(stage: str, params: Params, metrics: dict[str, float], need: dict[
     }
 
 
-def _time(runs: set[str], params: Params, speeds: dict[str, Speed]) -> str:
-    """Hours of the stages that run, as far as earlier runs of this checkout have measured them."""
-    if not runs:
-        return "no stage runs"
-    known = {stage: seconds for stage in runs if (seconds := _seconds(stage, params, speeds.get(stage))) is not None}
-    unknown = sorted(runs - known.keys())
-    parts = [f"about {duration(sum(known.values()))} by the last measured speeds"] if known else []
-    if not known:
-        return f"{UNKNOWN}: none of these stages has been measured here"
-    return " and ".join([*parts, f"{UNKNOWN} for {', '.join(unknown)}"] if unknown else parts)
-
-
-class Speed(BaseModel):
-    """What was measured of a stage.
-
-    Attributes:
-        wall_s: from its start to its end.
-        pairs_per_s: of training steps.
-        model: section `model` at that time, for stages that train: another shape has another speed.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    wall_s: float
-    pairs_per_s: float | None = None
-    model: dict[str, Any] | None = None
-
-
-def keep_speeds(run: RunContext, since: float) -> None:
-    """Keeps what the stages of a run have measured after the time `since`; a failure here does not fail the run."""
-    for stage in run.stale:
-        with suppress(OSError, AlignError, KeyError, ValueError):
-            file = run.runtime / f"{stage}.json"
-            found = json.loads(file.read_text("utf-8"))
-            if file.stat().st_mtime < since or found.get("outcome") != "completed":
-                continue
-            speed = Speed(
-                wall_s=found["wall_s"], pairs_per_s=found.get("pairs_per_s") or None,
-                model=run.params.values.get("model") if "pairs_per_s" in found else None,
-            )  # fmt: skip
-            (run.checkout / SPEEDS).mkdir(parents=True, exist_ok=True)
-            write_text(run.checkout / SPEEDS / f"{stage}.json", speed.model_dump_json())
-
-
-def read_speeds(checkout: Path) -> dict[str, Speed]:
-    """Stage -> what was measured the last time; a damaged file counts as missing."""
-    speeds = {}
-    for file in sorted((checkout / SPEEDS).glob("*.json")):
-        with suppress(OSError, ValidationError):
-            speeds[file.stem] = Speed.model_validate_json(file.read_bytes())
-    return speeds
-
-
-def _seconds(stage: str, params: Params, speed: Speed | None) -> float | None:
-    if speed is None:
-        return None
-    if stage not in TRAINING:
-        return speed.wall_s
-    if not speed.pairs_per_s or speed.model != params.values.get("model"):
-        return None
-    recipe = params.values[stage]
-    return float(recipe["num_steps"] * recipe["batch_size"] / speed.pairs_per_s)
-
-
 def _disk(asked: Sequence[StageState], needs: dict[str, dict[str, Any]]) -> tuple[int, str]:
     """Bytes that outs and checkpoints will take, and words for what is not known."""
-    running = [one for one in asked if one.state == "runs"]
+    running = [one for one in asked if one.state == "stale"]
     checkpoints = [needs[one.stage]["kept_bytes"] for one in running if one.stage in needs]
     unknown = [one.stage for one in running if one.num_bytes is None]
     total = sum(one.num_bytes or 0 for one in running) + sum(checkpoints)
@@ -324,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
             run = request.with_stages(RunContext(root=path, checkout=root, name=request.name or ""))
-            plan = make_plan(run, read_states(run))
+            plan = make_plan(run, read_states(run), counts_memory=True)
         if args.json:
             show_json(plan.model_dump_json(indent=2))
         else:

@@ -81,12 +81,12 @@ class Request(BaseModel):
         default="all",
         title="What to run",
         description="data: up to the vocabulary; training: pre-training and fine-tuning; evaluation: the metrics. What "
-        "a part reads must be unchanged or in DVC's cache. Only a run of all registers a model.",
+        "a part reads must not be stale. Only a run of all registers a model.",
     )
     from_stage: str | _Nothing = Field(
         default=None,
         title="From stage",
-        description=f"Empty: {next(iter(STAGES))}. The stages before it must be unchanged or in DVC's cache.",
+        description=f"Empty: {next(iter(STAGES))}. The stages before it must not be stale.",
         json_schema_extra={"enum": list(STAGES)},
     )
     to_stage: str | _Nothing = Field(

@@ -38,7 +38,7 @@ def run(parser: ArgumentParser) -> None:
         choices=PARTS,
         default=PARTS[0],
         help="a part: data ends with the vocabulary, training makes the model, evaluation measures it; what the part "
-        "reads must be unchanged or in DVC's cache",
+        "reads must not be stale",
     )
     parser.add_argument(
         "--from", dest="from_stage", metavar="STAGE", help="from this stage on; those before it must be as above"

@@ -1,28 +1,22 @@
 """What a training run will need, before anything is trained: parameters, memory of a rank, checkpoints.
 
 The towers are built without memory for their weights, and one group of samples is sent through them. What would be kept
-for the backward pass is counted, not allocated. The counts of a shape are kept in a folder, so that a known
-shape needs neither torch nor a model: these take seconds, and the rest is arithmetic.
+for the backward pass is counted, not allocated: this takes seconds, and the rest is arithmetic.
 
 This is not in align/training, so that no edit here makes a training stale.
 
-    python -m align.pipeline.estimate FOLDER    the needs of both training stages by ./params.yaml, as one line of JSON;
-                                                or what pre-training would refuse
+    python -m align.pipeline.estimate    the needs of both training stages by ./params.yaml, as one line of JSON;
+                                         or what pre-training would refuse
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import sys
-from contextlib import suppress
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from align.config import Params, load_params
 from align.config.fit_tokenizer import FitTokenizerConfig
@@ -31,7 +25,6 @@ from align.config.model import Checkpointing, Locked, ModelConfig
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe, even_ranks
 from align.display.console import show_json
 from align.durable.cores import cores
-from align.durable.files import write_text
 from align.errors import AlignError
 from align.formats.given_tokenizer import given_tokenizer
 
@@ -103,34 +96,6 @@ class Estimate(BaseModel):
         return self.state_bytes + self.pairs_at_a_time * self.activation_bytes_per_pair
 
 
-class Shapes:
-    """What was counted, in a folder.
-
-    Args:
-        folder: of the checkout; made when something is counted.
-        may_count: whether to count an unknown shape; False: it is a LookupError.
-    """
-
-    def __init__(self, folder: Path, *, may_count: bool) -> None:
-        self._folder, self._may_count = folder, may_count
-
-    def of(self, model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
-        """A model as `count` takes it."""
-        shape = _shape(model, vocab_size, recipe, on_gpu=on_gpu)
-        versions = version("torch"), *model.versions
-        text = json.dumps([shape[0].model_dump(mode="json"), *shape[1:], versions, _code()], sort_keys=True)
-        file = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        with suppress(OSError, ValidationError):
-            return Counted.model_validate_json(file.read_bytes())
-        if not self._may_count:
-            raise LookupError(file)
-        found = count(model, vocab_size, recipe, on_gpu=on_gpu)
-        with suppress(OSError):  # it is counted again
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_text(file, found.model_dump_json())
-        return found
-
-
 def count(model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
     """Counts what a model holds. Imports torch.
 
@@ -140,7 +105,8 @@ def count(model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) 
         recipe: that trains it.
         on_gpu: whether it is trained on GPUs, where `precision` counts.
     """
-    return _towers(*_shape(model, vocab_size, recipe, on_gpu=on_gpu))
+    half, compiled = on_gpu and recipe.precision != "float32", compiles(recipe, on_gpu=on_gpu)
+    return _towers(recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half, compiled)
 
 
 def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
@@ -169,25 +135,9 @@ def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
     )
 
 
-def _shape(
-    model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool
-) -> tuple[ModelConfig, int, Checkpointing, Locked, bool, bool]:
-    """Everything that the numbers of `count` depend on, except the code."""
-    half, compiled = on_gpu and recipe.precision != "float32", compiles(recipe, on_gpu=on_gpu)
-    return recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half, compiled
-
-
 def compiles(recipe: Recipe, *, on_gpu: bool) -> bool:
     """Whether a run is compiled, where its device has what torch needs for that."""
     return on_gpu if recipe.compile is None else recipe.compile
-
-
-@functools.cache
-def _code() -> str:
-    """Hex sha256 of the code that decides them."""
-    here, align = Path(__file__), Path(__file__).parents[1]
-    files = [here, here.parent / "work.py", align / "training/muon.py", *sorted((align / "model").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @functools.cache
@@ -226,11 +176,10 @@ def _towers(
     )
 
 
-def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str, Any]]:
+def needs(params: Params, device: Device) -> dict[str, dict[str, Any]]:
     """`stage -> {..., "rank_bytes", "kept_bytes", "available_bytes", "device"}` of the training stages on this machine.
 
     Raises:
-        LookupError: nobody has counted a shape, and `shapes` may not.
         AlignError: what training would say of a tower, or of a given tokenizer.
     """
     model, num_nodes = params.section(ModelConfig), params.section(ClusterConfig).num_nodes
@@ -238,7 +187,7 @@ def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str,
     found = {}
     for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
         local = recipe.num_processes or even_ranks(recipe.batch_size // num_nodes, model.batch_norm_group, device.most)
-        counted = shapes.of(model, vocab_size, recipe, on_gpu=device.on_gpu)
+        counted = count(model, vocab_size, recipe, on_gpu=device.on_gpu)
         one = estimate(counted, recipe, num_ranks=local * num_nodes)
         found[recipe.section] = one.model_dump() | {
             "rank_bytes": one.rank_bytes,
@@ -268,22 +217,17 @@ def _require_towers(params: Params) -> None:
     require_given(config, recipe, tokenizer.vocab_size if tokenizer else _FEWEST_WORDS, tokenizer)
 
 
-def cpu() -> Device:
-    """The cores of this machine."""
-    return Device("CPU", psutil.virtual_memory().total, cores(), on_gpu=False)
-
-
-def main(folder: str) -> None:
-    """Prints `needs`, on GPUs if there are any, or what is refused; what it counts is kept in the folder."""
+def main() -> None:
+    """Prints `needs`, on GPUs if there are any, or what is refused."""
     import torch
 
-    device = cpu()
+    device = Device("CPU", psutil.virtual_memory().total, cores(), on_gpu=False)
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         device = Device(torch.cuda.get_device_name(0), memory, torch.cuda.device_count(), on_gpu=True)
     params = load_params()
     try:
-        found: dict[str, Any] = needs(params, Shapes(Path(folder), may_count=True), device)
+        found: dict[str, Any] = needs(params, device)
         _require_towers(params)
     except AlignError as error:
         found = {REFUSED: str(error)}
@@ -291,4 +235,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -1,7 +1,8 @@
 """Where a run works: in the user's checkout, or in a git worktree of its own. Each has a lock for one run at a time.
 
-A worktree has a params.yaml of its own. It shares with the checkout DVC's cache, the checkpoints, what the filter
-measured of evaluation images, and inputs that git ignores.
+A worktree has a params.yaml of its own. It begins with the results of the checkout's last run, or of the run whose
+branch it is made from. It shares with the checkout DVC's cache, the checkpoints, what the filter measured of evaluation
+images, and inputs that git ignores.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from align.config.paths import READ, below_root, require_inside
 from align.durable.locks import locked
 from align.errors import DataError
 from align.project.declared import declared_outs
-from align.services.dvc.repository import dvc_repository, share_cache
-from align.services.git import changes, git, resolve
+from align.services.dvc.repository import share_cache
+from align.services.dvc.stages import check_out
+from align.services.git import LOCK_FILE, changes, git, resolve
 from flows.checkout.failed_runs import folder_for, kept_if_it_fails
 from flows.checkout.leftovers import clear, remove
 from flows.checkout.run_branch import snapshot
@@ -52,9 +54,9 @@ def worktree(
         values = load_params(path / PARAMS_FILE).values
         require_inside(values.get("paths", {}))
         _share(root, path)
-        if kept := list(filter(None, git(path, "ls-files", "-z", "--", "*.dvc").split("\0"))):
-            with dvc_repository(path, "checkout") as repo:  # such as an imported model
-                repo.checkout([str(path / name) for name in kept], allow_missing=True)
+        if (root / LOCK_FILE).exists() and not (path / LOCK_FILE).exists():  # a branch of a run has its own
+            shutil.copy(root / LOCK_FILE, path)
+        check_out(path)  # results of the last run, and what `dvc add` keeps, such as an imported model
         if inputs:
             _link_inputs(root, path, values)
         yield path

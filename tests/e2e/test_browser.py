@@ -113,7 +113,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone, prefect):
     assert all(f"{stage}\tcached\treport" in text for stage in STAGES[:6]) and "pretrain\truns" in text
     resumed = re.search(r"pretrain: resuming from step ([\d,]+) in", text)
     assert resumed and int(resumed[1].replace(",", "")) >= seen > 0
-    assert "cached" in prefect.read(run, "plan")
+    assert "stale" in prefect.read(run, "plan")
     prefect.page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
     prefect.wait_for_state("Completed", 1200)
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")  # again: its tag came with its end

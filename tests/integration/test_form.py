@@ -57,7 +57,7 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     assert shown["progress"]["data"] == 25.0
     assert "working on pretrain" in shown["run"]["data"]
     assert f"* [MLflow]({stack.mlflow}/#/experiments/" in shown["run"]["data"]
-    assert "| pretrain | **runs** |" in shown["plan"]["data"]
+    assert "| pretrain | **stale** |" in shown["plan"]["data"]
     assert stack.wait_for(run, *ENDS) == "COMPLETED"
     shown = artifacts(stack, run)
     page = shown["run"]["data"]

@@ -17,10 +17,10 @@ from align.formats.acceptances import read_acceptances
 from align.services.git import git
 from align.validate.report import read_report
 from flows.checkout.failed_runs import NUM_KEPT, in_kept_folder
-from flows.checkout.stage_states import check_out, read_states, read_status, require_known
-from flows.checkout.workspace import in_worktree, write_params
-from flows.dag import Selection, read_dag, stale
+from flows.checkout.workspace import in_worktree, worktree, write_params
+from flows.dag import Selection, read_dag
 from flows.request import Request
+from flows.states import read_states, require_known
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file
 from tests.support import ROOT, small_data
@@ -44,34 +44,28 @@ def made(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("damaged", [None, "table", "list"])
 def test_a_worktree_after_one_call_of_dvc(made, tmp_path, monkeypatch, caplog, damaged):
+    """It begins with the results of the checkout; a stage whose outs the cache has lost is stale."""
     caplog.set_level(logging.ERROR, "dvc_data")  # it warns on the stderr that it met first, which may be a test's
     root, tree = tmp_path / "repo", tmp_path / "tree"
     shutil.copytree(made, root, symlinks=True)
     monkeypatch.setenv("PATH", f"{root}/bin{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    git(root, "worktree", "add", "--quiet", "--detach", str(tree))
-    (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {root}/.dvc/cache\n")
-    run = RunContext(root=tree, checkout=root, chosen=Selection(read_dag(tree)))
-    states = read_states(run)
-    assert set(states.locks) == {"ingest", "pretrain", "index"}
-    assert {one.stage for one in states.stages if one.state == "runs"} <= {"unused"}
-    if damaged:  # since then: the table of pretrain's out
-        for file in (root / ".dvc/cache/files/md5").glob("*/*"):
-            if file.read_bytes() == (root / "models/pretrained/table").read_bytes():
-                file.chmod(0o644)
-                file.unlink()
-    said = []
-    status = check_out(run, states.locks, said.append)
-    assert status == read_status(tree)  # DVC's, read anew
-    changed = stale(run.chosen.dag, status) - {"unused"}
-    if damaged:
-        assert "pretrain" in changed  # it is run, as before
-    else:
-        assert changed == set() and said == []
-        assert (tree / "dvc.lock").read_bytes() == (root / "dvc.lock").read_bytes()
-        assert (tree / "models/pretrained/table").read_text() == (root / "models/pretrained/table").read_text()
+    table = (root / "models/pretrained/table").read_bytes()
+    for file in (root / ".dvc/cache/files/md5").glob("*/*") if damaged else ():
+        listed = file.name.endswith(".dir") and b'"table"' in file.read_bytes()
+        if file.read_bytes() == table if damaged == "table" else listed:
+            file.unlink()
+    with worktree(root, "HEAD", tree, {}) as path:
+        run = RunContext(root=path, checkout=root, chosen=Selection(read_dag(path)))
+        states = {name: one for name, one in read_states(run).items() if name != "unused"}
+        if damaged:
+            assert states["pretrain"].state == "stale"  # it is run, as before
+        else:
+            assert {one.state for one in states.values()} == {"unchanged"}
+            assert (path / "models/pretrained/table").read_bytes() == table
+        assert (path / "dvc.lock").read_bytes() == (root / "dvc.lock").read_bytes()
 
 
 DVC_YAML = """\
@@ -184,11 +178,12 @@ FILES = {"dvc.yaml": ONE_STAGE, "params.yaml": "paths: {raw: data/raw, reports: 
 
 def test_only_what_would_be_lost_stops_a_run(tmp_path, monkeypatch):
     root = enter(make_repository(tmp_path / "project", FILES, ""), monkeypatch)
-    run = RunContext(root=root, checkout=root, chosen=Selection(asked=read_dag(root)))
+    dag = read_dag(root)
+    run = RunContext(root=root, checkout=root, chosen=Selection(dag, asked=dag))
     raw = root / "data/raw"
 
     def check():
-        require_known(run, read_status(root))
+        require_known(run, read_states(run))
 
     def put(text):
         shutil.rmtree(raw, ignore_errors=True)

@@ -17,7 +17,7 @@ from align.errors import ConfigError
 from align.project import provenance
 from align.services.dvc.commands import write_code
 from align.verbs import STAGES
-from flows.dag import downstream, read_dag, select, stale
+from flows.dag import downstream, read_dag, select
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands
@@ -160,10 +160,10 @@ def test_sub_flows_come_one_after_the_other():
             assert order.index(stages[name].flow) <= order.index(stage.flow), f"{stage.name} reads from {name}"
 
 
-def test_stale_means_changed_or_below():
+def test_downstream_is_what_reads_from_a_stage():
     stages = DAG
-    assert stale(stages, {}) == frozenset()
-    below = stale(stages, {"finetune": [{"changed deps": {}}], "models/base.dvc": ["always changed"]})
+    assert downstream(stages, []) == frozenset()
+    below = downstream(stages, ["finetune"])
     assert "finetune" in below and "evaluate" in below and "package" in below
     assert not below & {"ingest", "filter", "validate", "shard", "fit_tokenizer", "pretrain"}
     assert downstream(stages, ["ingest"]) == frozenset(STAGES)

@@ -1,127 +1,34 @@
-"""What a run would do: stages followed through a real DVC cache, and what is expected, missing and refused."""
+"""What a run would do: what is expected, missing and refused."""
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 from ruamel.yaml import YAML
 
 from align.config import Params
 from align.config.params import profile_overrides
 from align.errors import DataError
-from align.services.dvc.repository import DvcError
 from flows import plan as plan_module
-from flows.checkout.stage_states import StageState, States, read_states, read_status
-from flows.checkout.workspace import worktree
 from flows.dag import read_dag, select
-from flows.plan import Plan, Speed, keep_speeds, make_plan, read_speeds
+from flows.plan import Plan, make_plan
 from flows.request import Request
+from flows.states import StageState
 from flows.tasks.run_context import RunContext
-from tests.support.dvc_projects import commit_all, make_repository
+from tests.support import three_stages
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.warm import commands
-
-#: A stage copies its input, and writes a report: sh stage.sh NAME OUT INPUT.
-STAGE = """\
-mkdir -p $2 reports/$1
-cat $3 > $2/table
-echo "{\\"$1/num_pairs\\": 7}" > reports/$1/metrics.json
-"""
-DVC_YAML = """\
-stages:
-  ingest:
-    cmd: sh stage.sh ingest data/raw source.txt
-    deps: [source.txt]
-    params: [ingest]
-    outs: [data/raw, reports/ingest]
-    meta: {flow: data}
-  filter:
-    cmd: sh stage.sh filter data/filtered data/raw/table
-    deps: [data/raw, reports/ingest/metrics.json]
-    params: [filter]
-    outs: [data/filtered, reports/filter]
-    meta: {flow: data}
-  index:
-    cmd: sh stage.sh index data/index data/filtered/table
-    deps: [data/filtered]
-    params: [index]
-    outs: [data/index, reports/index]
-    meta: {flow: release}
-"""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project whose stages have all run once."""
-    root = tmp_path_factory.mktemp("plan") / "project"
-    files = {
-        "dvc.yaml": DVC_YAML, "params.yaml": PARAMS_FILE.read_text("utf-8"), "source.txt": "pairs\n", "stage.sh": STAGE,
-    }  # fmt: skip
-    make_repository(root, files, "")
-    subprocess.run([str(commands() / "dvc"), "repro", "--quiet"], cwd=root, check=True)
-    commit_all(root)
-    return root
-
-
-def states(root, checkout=None):
-    run = RunContext(root=root, checkout=checkout or root, chosen=select(read_dag(root)))
-    return {one.stage: one for one in read_states(run).stages}
-
-
-def test_followed_through_the_cache_without_a_checkout(made, tmp_path):
-    found = states(made)
-    assert {one.state for one in found.values()} == {"unchanged"}
-    assert found["filter"].metrics == {"filter/num_pairs": 7} and (found["filter"].num_bytes or 0) > 5
-
-    # in a worktree nothing is there, no dvc.lock either: all comes from the cache, without being checked out
-    (made / "dvc.lock").rename(tmp_path / "dvc.lock")  # as on main, git does not have it
-    commit_all(made, "without dvc.lock")
-    shutil.copy(tmp_path / "dvc.lock", made)
-    with worktree(made, "HEAD", tmp_path / "same", {}) as path:
-        found = states(path, made)
-        assert {one.state for one in found.values()} == {"cached"} and not any(one.why for one in found.values())
-        assert found["index"].metrics == {"index/num_pairs": 7} and not (path / "data").exists()
-        found = states(path)  # a checkout that has run nothing: its plan need not say so of what the cache has
-        assert {one.state for one in found.values()} == {"cached"} and not any(one.why for one in found.values())
-    with worktree(made, "HEAD", tmp_path / "other", {"filter.min_words": 4}) as path:
-        found = states(path, made)
-        assert [one.state for one in found.values()] == ["cached", "runs", "runs"]
-        assert found["filter"].why == ("filter.min_words 3 -> 4",)
-        assert found["index"].why == ("reads what filter makes again",)
-    with worktree(made, "HEAD", tmp_path / "missing", {}) as path:
-        (path / "source.txt").unlink()
-        assert states(path, made)["ingest"].missing == ("source.txt",)
-
-
-def test_what_the_cache_has_lost_runs(made, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(made, copy)
-    (copy / "source.txt").write_text("more pairs\n")
-    found = states(copy)
-    assert [one.state for one in found.values()] == ["runs", "runs", "runs"]
-    assert found["ingest"].why == ("changed: source.txt",)
-    shutil.copy(made / "source.txt", copy)
-    shutil.rmtree(copy / ".dvc/cache/files")
-    found = states(copy)
-    assert [one.state for one in found.values()] == ["runs", "runs", "runs"]
-    assert found["ingest"].why == ("its outs are not in DVC's cache",) and found["ingest"].metrics == {}
-
-
-def test_while_dvc_works_there_one_line_says_so(made):
-    """DVC's own lock, as `dvc repro` holds it."""
-    with (
-        Lock(str(made / ".dvc/tmp/lock"), friendly=True),
-        pytest.raises(DvcError, match=f"^dvc status in {made}: Unable to acquire lock"),
-    ):
-        read_status(made)
+    """A project of three stages."""
+    return three_stages.write(tmp_path_factory.mktemp("plan") / "project")
 
 
 def test_a_shape_that_one_format_cannot_hold_is_said_before():
@@ -135,16 +42,16 @@ def test_a_shape_that_one_format_cannot_hold_is_said_before():
     assert "cannot hold towers of timm and transformers" in said and said.endswith("nor can open_clip")
 
 
-def plan_of(root, *found, first=None):
+def plan_of(root, *found, first=None, counts_memory=False):
     run = RunContext(root=root, checkout=root, name="x", chosen=select(read_dag(root), first=first))
-    return make_plan(run, States(status={}, stages=found))
+    return make_plan(run, {one.stage: one for one in found}, counts_memory=counts_memory)
 
 
 UNCHANGED = tuple(StageState(stage=name, state="unchanged", num_bytes=10) for name in ("ingest", "filter", "index"))
 
 
 def test_a_missing_input_is_refused_before_it_costs(made):
-    gone = StageState(stage="ingest", state="runs", why=("source.txt does not exist",), missing=("source.txt",))
+    gone = StageState(stage="ingest", state="stale", why=("source.txt does not exist",), missing=("source.txt",))
     plan = plan_of(made, gone, *UNCHANGED[1:])
     with pytest.raises(DataError, match=r"^ingest: source\.txt does not exist, and no stage makes it"):
         plan.require_possible()
@@ -152,15 +59,21 @@ def test_a_missing_input_is_refused_before_it_costs(made):
     plan_of(made, *UNCHANGED).require_possible()
 
 
-def test_what_comes_before_must_be_made(made):
-    runs = [StageState(stage=name, state="runs") for name in ("ingest", "filter", "index")]
-    with pytest.raises(DataError, match=r"^ingest, filter must run before index: .* or from ingest$"):
-        plan_of(made, *runs, first="index").require_possible()
-    plan_of(made, *UNCHANGED[:2], runs[2], first="index").require_possible()
+def test_what_comes_before_must_not_be_stale(made):
+    stale = [StageState(stage=name, state="stale", why=("changed code",)) for name in ("ingest", "filter", "index")]
+    with pytest.raises(DataError) as caught:
+        plan_of(made, *stale, first="index").require_possible()
+    assert str(caught.value) == (
+        "ingest, filter must run before index: ingest is stale (changed code); run all, or from ingest"
+    )
+    plan_of(made, *UNCHANGED[:2], stale[2], first="index").require_possible()
+    with pytest.raises(DataError, match=r"^index: data/filtered does not exist: `dvc checkout filter` brings it back"):
+        lost = stale[2].model_copy(update={"missing": ("data/filtered",)})
+        plan_of(made, *UNCHANGED[:2], lost, first="index").require_possible()
 
 
 def test_a_disk_that_is_too_small_is_refused(made, monkeypatch):
-    large = StageState(stage="filter", state="runs", num_bytes=2_000_000_000)
+    large = StageState(stage="filter", state="stale", num_bytes=2_000_000_000)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda path: usage(9e9, 8e9, 1_000_000_000))
     with pytest.raises(DataError, match=r"1\.0 GB are free, and the run needs 2\.0 GB"):
@@ -175,6 +88,7 @@ GIVEN = {"path": "nowhere", "sha256": "0" * 64}
     ({"image_tower": "timm:test_vi"}, "", {}, "model.image_tower timm:test_vi: timm .* has no such model"),
     ({}, "fit_tokenizer", {"from": GIVEN}, "nowhere: "),
     ({"image_tower": "timm:test_vit"}, "", {}, None),
+    ({}, "", {}, None),
 ])  # fmt: skip
 def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
     tmp_path, monkeypatch, model, section, values, said
@@ -186,9 +100,10 @@ def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
     if section:
         params[section] |= values
     yaml.dump(params, tmp_path / "params.yaml")
-    stages = DVC_YAML.replace("data/index", "models/pretrained").replace("index", "pretrain")
+    stages = three_stages.DVC_YAML.replace("data/index", "models/pretrained").replace("index", "pretrain")
     (tmp_path / "dvc.yaml").write_text(stages.replace("release", "training"))
-    plan = plan_of(tmp_path, *UNCHANGED[:2], StageState(stage="pretrain", state="runs"))
+    stale = StageState(stage="pretrain", state="stale")
+    plan = plan_of(tmp_path, *UNCHANGED[:2], stale, counts_memory=not (model or section))
     if said is None:
         assert plan.refused == () and "for each of" in plan.figures["pretrain, memory"]
         return
@@ -198,31 +113,9 @@ def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
     assert plan_of(tmp_path, *UNCHANGED[:2], StageState(stage="pretrain", state="unchanged")).refused == ()
 
 
-def test_time_is_that_of_the_last_run_or_unknown(made, tmp_path):
-    runs = StageState(stage="filter", state="runs")
-    assert plan_of(made, UNCHANGED[0], runs, UNCHANGED[2]).figures["time"].startswith("unknown: none of")
-    start = time.time() - 1
-    (made / "runtime").mkdir(exist_ok=True)
-    for name, outcome in (("filter", "completed"), ("index", "failed: DataError")):
-        record = {"wall_s": 7200.0, "outcome": outcome}
-        (made / f"runtime/{name}.json").write_text(json.dumps(record))
-    (made / "runtime/ingest.json").write_text("{")
-    stale = frozenset({"filter", "index", "ingest", "never"})
-    keep_speeds(RunContext(root=made, checkout=tmp_path, stale=stale), start)
-    assert read_speeds(tmp_path) == {"filter": Speed(wall_s=7200.0)}
-    (tmp_path / ".align/speeds/index.json").write_text("cut o")
-    assert read_speeds(tmp_path).keys() == {"filter"}
-    os.utime(made / "runtime/filter.json", (0, 0))  # of an earlier run
-    keep_speeds(RunContext(root=made, checkout=tmp_path / "none", stale=frozenset({"filter"})), start)
-    assert read_speeds(tmp_path / "none") == {}
-    shutil.copytree(tmp_path / ".align", made / ".align", dirs_exist_ok=True)
-    figures = plan_of(made, UNCHANGED[0], runs, StageState(stage="index", state="runs")).figures
-    assert figures["time"] == "about 2 h 0 min by the last measured speeds and unknown for index"
-
-
 def test_rows_are_those_of_the_reports(made):
-    known = StageState(stage="ingest", state="cached", metrics={"ingest/num_pairs": 1234})
-    figures = plan_of(made, known, StageState(stage="filter", state="runs"), UNCHANGED[2]).figures
+    known = StageState(stage="ingest", state="unchanged", metrics={"ingest/num_pairs": 1234})
+    figures = plan_of(made, known, StageState(stage="filter", state="stale"), UNCHANGED[2]).figures
     assert figures["pairs"] == "1,234" and figures["pairs kept"] == "unknown until filter has run"
 
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-import align.pipeline.estimate
 from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
-from align.pipeline.estimate import Device, Shapes, count, estimate, needs
+from align.pipeline.estimate import Device, count, estimate, needs
 from align.training.state import new_state
 from tests.support import ROOT
 from tests.support.params import load_params
@@ -81,23 +80,11 @@ def test_a_locked_tower_has_weights_only():
         assert needs.activation_bytes_per_pair < plain.activation_bytes_per_pair
 
 
-def test_a_shape_is_counted_once(tmp_path, monkeypatch):
-    """Else each `align plan` would import torch and build the model."""
-
-    def of_this_machine(*overrides, may_count):
+def test_ranks_of_this_machine_share_its_memory():
+    def of_this_machine(*overrides):
         params = load_params(overrides=["pretrain.num_processes=null", *overrides])
-        return needs(params, Shapes(tmp_path / "shapes", may_count=may_count), Device("CPU", 8_000, 4, on_gpu=False))
+        return needs(params, Device("CPU", 8_000, 4, on_gpu=False))["pretrain"]
 
-    with pytest.raises(LookupError):
-        of_this_machine(may_count=False)
-    first = of_this_machine(may_count=True)
-    assert of_this_machine(may_count=False) == first
-    assert first["pretrain"]["num_ranks"] == 4 and first["pretrain"]["available_bytes"] == 2_000
-    longer = of_this_machine("pretrain.num_steps=12345", "pretrain.batch_size=64", may_count=False)
-    assert longer["pretrain"]["pairs_at_a_time"] < first["pretrain"]["pairs_at_a_time"]
-    for other in ("model.embed_width=32", "fit_tokenizer.vocab_size=900", "pretrain.gradient_checkpointing=blocks"):
-        with pytest.raises(LookupError):
-            of_this_machine(other, may_count=False)
-    monkeypatch.setattr(align.pipeline.estimate, "_code", lambda: "edited")
-    with pytest.raises(LookupError):
-        of_this_machine(may_count=False)
+    found = of_this_machine()
+    assert found["num_ranks"] == 4 and found["available_bytes"] == 2_000
+    assert of_this_machine("pretrain.batch_size=64")["pairs_at_a_time"] < found["pairs_at_a_time"]

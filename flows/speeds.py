@@ -1,0 +1,88 @@
+"""How long the stages of a run will take, by what the last runs of the checkout have measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from align.config import Params
+from align.display.console import duration
+from align.durable.files import write_text
+from align.errors import AlignError
+from flows.tasks.run_context import STATE, RunContext
+
+#: Kept for the user's checkout, since a worktree and its `runtime/` are removed at the end of a run.
+SPEEDS = STATE / "speeds"
+#: The stages that train, whose sections are recipes.
+TRAINING = ("pretrain", "finetune")
+UNKNOWN = "unknown"
+
+
+class Speed(BaseModel):
+    """What was measured of a stage.
+
+    Attributes:
+        wall_s: from its start to its end.
+        pairs_per_s: of training steps.
+        model: section `model` at that time, for stages that train: another shape has another speed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    wall_s: float
+    pairs_per_s: float | None = None
+    model: dict[str, Any] | None = None
+
+
+def keep_speeds(run: RunContext, since: float) -> None:
+    """Keeps what the stages of a run have measured after the time `since`; a failure here does not fail the run."""
+    for stage in run.stale:
+        with suppress(OSError, AlignError, KeyError, ValueError):
+            file = run.runtime / f"{stage}.json"
+            found = json.loads(file.read_text("utf-8"))
+            if file.stat().st_mtime < since or found.get("outcome") != "completed":
+                continue
+            speed = Speed(
+                wall_s=found["wall_s"], pairs_per_s=found.get("pairs_per_s") or None,
+                model=run.params.values.get("model") if "pairs_per_s" in found else None,
+            )  # fmt: skip
+            (run.checkout / SPEEDS).mkdir(parents=True, exist_ok=True)
+            write_text(run.checkout / SPEEDS / f"{stage}.json", speed.model_dump_json())
+
+
+def read_speeds(checkout: Path) -> dict[str, Speed]:
+    """Stage -> what was measured the last time; a damaged file counts as missing."""
+    speeds = {}
+    for file in sorted((checkout / SPEEDS).glob("*.json")):
+        with suppress(OSError, ValidationError):
+            speeds[file.stem] = Speed.model_validate_json(file.read_bytes())
+    return speeds
+
+
+def expected_time(run: RunContext, stages: Collection[str]) -> str:
+    """The time that these stages of the run will take, in words."""
+    if not stages:
+        return "none: no stage is stale"
+    speeds = read_speeds(run.checkout)
+    found = {stage: _seconds(stage, run.params, speeds.get(stage)) for stage in sorted(stages)}
+    known = [seconds for seconds in found.values() if seconds is not None]
+    unknown = [stage for stage, seconds in found.items() if seconds is None]
+    if not known:
+        return f"{UNKNOWN}: none of these stages has been measured here"
+    more = f" and {UNKNOWN} for {', '.join(unknown)}" if unknown else ""
+    return f"about {duration(sum(known))} by the last measured speeds{more}"
+
+
+def _seconds(stage: str, params: Params, speed: Speed | None) -> float | None:
+    if speed is None:
+        return None
+    if stage not in TRAINING:
+        return speed.wall_s
+    if not speed.pairs_per_s or speed.model != params.values.get("model"):
+        return None
+    recipe = params.values[stage]
+    return float(recipe["num_steps"] * recipe["batch_size"] / speed.pairs_per_s)

@@ -31,7 +31,7 @@ from align.display.console import say, show
 from align.errors import AlignError, DataError, one_line, without_logins
 from align.project.declared import CODE_FILE, DVC_FILE
 from align.services.dvc import run_cache
-from align.services.dvc.objects import require_reachable
+from align.services.dvc.stores import require_reachable
 
 #: Where DVC keeps the run cache, in a cache and in a remote.
 _RUNS = "runs"

@@ -14,7 +14,6 @@ from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.take_down.opt_out import remaining_lines
 from align.lineage.take_down.requests import near_addresses, read_requests
-from align.lineage.versions.who_saw import WhoSaw
 from tests.support import colour_index, small_data
 from tests.support.colour_index import write_raw
 from tests.support.colour_shards import image_id
@@ -155,7 +154,7 @@ B = jpeg(2)
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Picture B is opted out; it is in no folder of data."""
-    monkeypatch.setattr("align.lineage.take_down.opt_out.who_saw", lambda *_: WhoSaw(()))
+    monkeypatch.setattr("align.lineage.take_down.opt_out.who_saw", lambda *_: [])
     monkeypatch.chdir(tmp_path)
     small_data.write(tmp_path, [Pair("a red fox", 1)])
     write_opted_out(Path("data/policy"), OptedOut([Entry("image_id", hashlib.sha256(B).hexdigest(), "", "2026-01-02")]))

@@ -116,7 +116,8 @@ def run_and_register(root, server, name, aliases):
     data = json.loads((root / "data/shards/manifest.json").read_text())["digest"]
     model = json.loads((root / "reports/package/report.json").read_text())["digest"]
     tags = {"align.data_digest": data, "align.trained_on": data, "align.model_digest": model,
-            "align.git_revision": recorded.commit, "align.index_digest": sha256_folder(root / "data/index")}  # fmt: skip
+            "align.git_revision": recorded.commit,
+            "align.index_digest": sha256_folder(root / "data/index")}  # fmt: skip
     tracker = Tracker(server)
     run = tracker.start_run(MODEL, recorded.name, tags=tags)
     tracker.log_params(run, {"finetune.num_steps": 7, "model.image_px": 16})

@@ -28,7 +28,7 @@ from align.pairs.text import mask_personal_data, normalise
 #: What a file is that shows one; PAGE: it shows small copies of some pictures.
 TABLE, TAR, DECISIONS, INDEX, REPORT, PAGE = "table", "tar", "decisions", "index", "report", "page"
 _HEAD_BYTES, _TAR_MAGIC = 512, slice(257, 262)
-_PICTURES, _HTML = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF"), (b"<!doctype html", b"<html")
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 _SIGNS = (b"data:image/jpeg", b"data:image/webp")
 _RAW = ("url", "page_url", "sha256", "image_key", "caption", "status")
 
@@ -65,7 +65,7 @@ def look_into(path: Path, wanted: Wanted) -> str:
             return _table(path, wanted)
         if head[_TAR_MAGIC] == b"ustar":
             return TAR if any(_shown(sample, wanted) for sample in _samples(path)) else ""
-        if head.lower().startswith(_HTML):
+        if head.lstrip().startswith(b"<"):
             return PAGE if any(sign in path.read_bytes() for sign in _SIGNS) else ""
         if head.lstrip().startswith(b"{"):
             return REPORT if not wanted.quoted.isdisjoint(_strings(json.loads(path.read_bytes()))) else ""

@@ -18,11 +18,9 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-
-import pyarrow as pa
 
 from align.config import Params
 from align.config.infrastructure import StoreConfig
@@ -39,12 +37,13 @@ from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import image_spans
 from align.formats.verdict import judged_data
+from align.lineage.take_down.look_into import Wanted, look_into
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge import Plan, Purged, plan_purge, purge, words
 from align.lineage.take_down.requests import near_addresses, read_requests
 from align.lineage.versions.at_revision import Revisions
 from align.lineage.versions.registered import Registered
-from align.lineage.versions.shard_samples import count_pairs, index_shows
+from align.lineage.versions.shard_samples import count_pairs
 from align.lineage.versions.who_saw import SeenBy, who_saw
 from align.services.dvc.stores import ObjectStore, object_stores
 from align.services.running_search import take_down_lines
@@ -87,64 +86,65 @@ def result_line(result: Purged) -> str:
     return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
 
 
-def remaining_lines(
-    paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str], opted_out: OptedOut
-) -> Iterator[str]:
+def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], wanted: Wanted) -> Iterator[str]:
     """Places with pictures, texts or addresses that a purge does not touch, and what ends them.
 
     Args:
         paths: section `paths`.
         models: that saw the pairs.
-        image_ids: sha256s of the pictures, to find them in evaluation sets.
-        opted_out: the policy, to find addresses.
+        wanted: what was looked for.
     """
     yield "not touched by a purge, with what ends it:"
+    for place, end in _places(paths, models, wanted):
+        yield f"  {place}"
+        yield f"    {end}"
+
+
+def _places(paths: PathsConfig, models: Iterable[SeenBy], wanted: Wanted) -> Iterator[tuple[str, str]]:
     policy = (paths.policy / OPTED_OUT).as_posix()
-    yield f"  {policy} and git's history of it; rows of {paths.raw} and {paths.filtered}: addresses, no texts"
-    yield "    stay: by them the pictures are refused"
-    yield f"  {paths.archive}: the source; ingest skips the pairs, but has to read it"
-    yield "    ends with: removing them from it, then `dvc repro --force --single-item ingest`"
-    yield from _evaluation_lines(paths.evaluation, image_ids)
+    yield (
+        f"{policy} and git's history of it; rows of {paths.raw} and {paths.filtered}: addresses, no texts",
+        "stay: by them the pictures are refused",
+    )
+    yield (
+        f"{paths.archive}: the source; ingest skips the pairs, but has to read it",
+        "ends with: removing them from it, then `dvc repro --force --single-item ingest`",
+    )
+    yield from _evaluation_sets(paths.evaluation, wanted.image_ids)
     if _PREFECT.is_dir():
-        yield f"  {_PREFECT}, {_LOGS}: Prefect's database and logs; figures, searches and addresses of earlier runs"
-        yield f"    ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
+        what = "Prefect's database and logs; figures, searches and addresses of earlier runs"
+        yield f"{_PREFECT}, {_LOGS}: {what}", f"ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
     if _SERVED.is_dir():
-        yield f"  {_SERVED}: champions that were served, with their indexes: small pictures, texts, addresses"
-        yield f"    ends with: `rm -rf {_SERVED}`"
-    yield from _ready_lines(frozenset(image_ids), opted_out)
+        what = "champions that were served, with their indexes: small pictures, texts, addresses"
+        yield f"{_SERVED}: {what}", f"ends with: `rm -rf {_SERVED}`"
+    items = _READY / "index" / ITEMS
+    if items.is_file() and look_into(items, wanted):
+        yield (
+            f"{_READY} and git's history of it: small pictures, texts and addresses",
+            f"ends with: `align ready` after the next run, or `rm -r {_READY}`; git's history where it is kept",
+        )
     if runs := sorted({model.run_id for model in models}):
         others = "and runs that ended before they recorded their data"
         what = "`reports`, models trained on the pairs, indexes with small pictures, texts and addresses"
-        yield f"  MLflow, runs {', '.join(runs)}, {others}: {what}"
         end = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db; mlflow runs delete --run-id RUN; mlflow gc --run-ids RUN"
-        yield f"    ends with, for each RUN older than this purge: `{end}` (a server's database: on its machine)"
+        yield (
+            f"MLflow, runs {', '.join(runs)}, {others}: {what}",
+            f"ends with, for each RUN older than this purge: `{end}` (a server's database: on its machine)",
+        )
     for page in _OWN_PAGES:
         if page.is_file():
-            yield f"  {page}: a page of a search"
-            yield f"    ends with: `rm {page}`"
-    yield "  elsewhere: files of search --html, diff --html and embed --out, clones, backups, earlier evaluation sets,"
-    yield "    old versions in a bucket"
-    yield "    end where they are; in a clone with `align opt_out --purge --yes`"
+            yield f"{page}: a page of a search", f"ends with: `rm {page}`"
+    yield (
+        "elsewhere: files of search --html, diff --html and embed --out, clones, backups, old versions in a bucket",
+        "end where they are; in a clone with `align opt_out --purge --yes`",
+    )
 
 
-def _ready_lines(image_ids: frozenset[str], opted_out: OptedOut) -> Iterator[str]:
-    index = _READY / "index"
-    if not (index / ITEMS).is_file():
-        return
-    try:
-        if not index_shows(index, image_ids, opted_out):
-            return
-        yield f"  {_READY} and git's history of it: small pictures, texts and addresses"
-    except (DataError, OSError, pa.ArrowException):
-        yield f"  {_READY}: cannot be read, so perhaps some of the pictures"
-    yield f"    ends with: `align ready` after the next run, or `rm -r {_READY}`; git's history where it is kept"
-
-
-def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:
+def _evaluation_sets(folder: Path, image_ids: Set[str]) -> Iterator[tuple[str, str]]:
     others = False
     if is_suite(folder):
-        yield f"  {folder}: the evaluation sets that it names are not searched"
-        yield "    end with: removing the pictures where they lie"
+        how = "end with: removing the pictures where they lie"
+        yield f"{folder}: the evaluation sets that it names are not searched", how
     for tar in sorted(folder.glob("*.tar")) if image_ids else ():
         number = 0
         try:
@@ -153,16 +153,15 @@ def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:
                     file.seek(offset)
                     number += hashlib.sha256(file.read(size)).hexdigest() in image_ids
         except (DataError, OSError):
-            yield f"  {tar}: cannot be read, so perhaps some of the pictures"
-            yield f"    ends with: `rm {tar}`, then making the set again"
+            again = f"ends with: `rm {tar}`, then making the set again"
+            yield f"{tar}: cannot be read, so perhaps some of the pictures", again
             continue
         others |= not number
         if number:
-            yield f"  {tar}: {number:,} of the pictures, with their captions"
-            yield "    ends with: removing them from what the set was made of, then making it again"
+            again = "ends with: removing them from what the set was made of, then making it again"
+            yield f"{tar}: {number:,} of the pictures, with their captions", again
     if others:
-        yield f"  other sets in {folder}: copies in another size are not recognised"
-        yield "    end in the same way"
+        yield f"other sets in {folder}: copies in another size are not recognised", "end in the same way"
 
 
 #: How long a service may need to mask its index, in addition to the time between two of its looks.
@@ -201,10 +200,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if registered.problem:
         say(f"opt_out: models: {registered.problem}")
     if args.purge:
-        tracked = object_stores(Path.cwd()) if Path(".dvc").is_dir() else nullcontext(([], {}))
-        with tracked as (stores, unreachable):
+        untracked: AbstractContextManager[tuple[list[ObjectStore], dict[str, str]]] = nullcontext(([], {}))
+        with object_stores(Path.cwd()) if Path(".dvc").is_dir() else untracked as (stores, unreachable):
             plan = plan_purge(opted_out, paths, store, stores)
-            remaining = list(remaining_lines(paths, models, plan.found.wanted.image_ids, opted_out))
+            remaining = list(remaining_lines(paths, models, plan.found.wanted))
             if not args.yes:
                 show(*plan_lines(plan, str(paths.raw), stores))
                 if num := len(files_of(store.features, plan.found.wanted.image_ids)):

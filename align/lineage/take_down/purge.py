@@ -29,7 +29,7 @@ from align.formats.verdict import SHARDS
 from align.lineage.take_down.look_into import PAGE, REPORT, Wanted, look_into
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
-from align.lineage.take_down.search import Found, search, still_there, what_is_wanted
+from align.lineage.take_down.search import Found, lists_of, search, still_there, what_is_wanted
 from align.lineage.take_down.stored_tars import stored_tars
 from align.services.dvc.commands import changes_of, record_outs
 from align.services.dvc.outs import stage_of
@@ -93,9 +93,10 @@ def plan_purge(opted_out: OptedOut, paths: PathsConfig, store: StoreConfig, stor
         ServiceError: a store does not answer.
     """
     pairs = opted_out_pairs(paths.raw, opted_out)
-    wanted = what_is_wanted(pairs, Wanted(opted_out), stores)
-    pending = pairs.to_purge or is_begun()
-    found = search(Path.cwd(), paths, wanted, stores, pending=pending)
+    lists = lists_of(stores)
+    wanted = what_is_wanted(pairs, Wanted(opted_out), stores, lists)
+    again, pending = is_begun(), pairs.to_purge or is_begun()
+    found = search(Path.cwd(), paths, wanted, stores, lists, pending=pending, again=again)
     tars = _tars(found, paths, store) if store.objects is not None else {}
     folders = tuple(
         folder for folder in (paths.filtered, paths.shards, paths.index)

@@ -21,8 +21,8 @@ from ruamel.yaml.error import YAMLError
 from align.config.params import parse_yaml
 from align.config.paths import PathsConfig
 from align.display.console import track
-from align.errors import ServiceError
 from align.formats.indexed_images import ITEMS
+from align.formats.shards import MANIFEST
 from align.lineage.take_down.look_into import (
     DECISIONS,
     INDEX,
@@ -40,6 +40,8 @@ from align.services.git import LOCK_FILE, git_if_any
 
 #: What was made of what goes before it: a killed purge finds it again by the tables.
 _ORDER = (PAGE, REPORT, INDEX, DECISIONS, TAR, TABLE)
+#: md5 of a list -> path -> md5 of the files of a folder.
+Lists = Mapping[str, Mapping[str, str]]
 
 
 @dataclass
@@ -66,20 +68,31 @@ class Found:
         return sorted(found, key=lambda md5: (_ORDER.index(found[md5]) if found[md5] in _ORDER else len(_ORDER), md5))
 
 
-def what_is_wanted(pairs: OptedOutPairs, wanted: Wanted, stores: Iterable[ObjectStore]) -> Wanted:
+def lists_of(stores: Iterable[ObjectStore]) -> Lists:
+    """The lists of the files of folders, by their md5s; one that is damaged names nothing. Raises ServiceError."""
+    found: dict[str, Mapping[str, str]] = {}
+    for store in stores:
+        for md5 in store.all() - found.keys():
+            if md5.endswith(FOLDER):
+                found[md5] = store.files_of(md5)
+    return found
+
+
+def what_is_wanted(pairs: OptedOutPairs, wanted: Wanted, stores: Iterable[ObjectStore], lists: Lists) -> Wanted:
     """Adds the sha256s and texts that the tables of all stores know, older ones included.
 
     Args:
         pairs: of the checkout.
         wanted: the policy.
         stores: the cache first: what it has is not fetched from a remote.
+        lists: as `lists_of` reads them.
 
     Raises:
         ServiceError: a store does not answer any more.
     """
     image_ids, texts, seen = set(pairs.image_ids), set(pairs.texts), set[str]()
+    names = _names(lists)
     for store in stores:
-        names = _names(_lists(store))
         objects = [md5 for md5 in sorted(store.all() - seen) if not md5.endswith(FOLDER)]
         for md5 in objects:
             if any(name.endswith(".parquet") for name in names.get(md5, {".parquet"})):
@@ -92,7 +105,10 @@ def what_is_wanted(pairs: OptedOutPairs, wanted: Wanted, stores: Iterable[Object
     return Wanted(wanted.opted_out, frozenset(image_ids | wanted.opted_out.image_ids), frozenset(texts))
 
 
-def search(root: Path, paths: PathsConfig, wanted: Wanted, stores: Iterable[ObjectStore], *, pending: bool) -> Found:
+def search(
+    root: Path, paths: PathsConfig, wanted: Wanted, stores: Iterable[ObjectStore], lists: Lists, *, pending: bool,
+    again: bool,
+) -> Found:  # fmt: skip
     """Looks into every object of the stores, each once.
 
     Args:
@@ -100,34 +116,35 @@ def search(root: Path, paths: PathsConfig, wanted: Wanted, stores: Iterable[Obje
         paths: section `paths`.
         wanted: as `what_is_wanted` says.
         stores: the cache first.
+        lists: as `lists_of` reads them.
         pending: whether something else is known to go, such as pictures of the checkout's data/raw.
+        again: whether an earlier purge has removed a part: then folders that lack a file are among what goes.
 
     Raises:
         ServiceError: a store does not answer any more.
     """
     known: dict[str, str] = {}
-    lists: dict[str, Mapping[str, str]] = {}
+    names = _names(lists)
     held: dict[str, set[str]] = {}
     result = Found(wanted)
     for store in stores:
         held[store.name] = {md5 for md5 in store.all() if not md5.endswith(FOLDER)}
-        lists |= _lists(store)
-        names = _names(lists)
         new = sorted(held[store.name] - known.keys())
         for md5 in track(new, what=f"opt_out: objects of {store.name}", total=len(new)):
             with store.local(md5) as path:
-                known[md5] = look_into(path, wanted)
-                if known[md5] == REPORT and not any(one.endswith("report.json") for one in names.get(md5, {REPORT})):
-                    known[md5] = ""
-                if any(Path(one).name == "manifest.json" for one in names.get(md5, ())):
+                called = {Path(one).name for one in names.get(md5, {"report.json"})}
+                what = look_into(path, wanted)
+                known[md5] = what if what != REPORT or "report.json" in called else ""
+                if MANIFEST in called:
                     result.manifests.append(path.read_bytes())
     bad = {md5 for md5, what in known.items() if what and what != PAGE}
     for files in lists.values():
         if files.get(ITEMS) in bad:
             bad |= set(files.values())
             known |= dict.fromkeys(files.values(), INDEX)
-    ended = {one for one, files in lists.items() if not bad.isdisjoint(files.values())}
-    stages, ended = list(_stages(root)), ended | bad
+    gone = {md5 for files in lists.values() for md5 in files.values()} - known.keys() if again else set()
+    ended = bad | {one for one, files in lists.items() if not (bad | gone).isdisjoint(files.values())}
+    stages = list(_stages(root))
     of_raw = {outs[path] for _, outs in stages for path in outs if path == (paths.reports / "ingest").as_posix()}
     dirty = {md5 for deps, outs in stages if not ended.isdisjoint(deps) for md5 in outs.values()}
     clean = {md5 for _, outs in stages for md5 in outs.values()} - dirty | of_raw
@@ -163,19 +180,7 @@ def _pairs_if_table(path: Path, wanted: Wanted) -> Iterator[tuple[str | None, st
         return
 
 
-def _lists(store: ObjectStore) -> dict[str, Mapping[str, str]]:
-    """The lists of the files of folders, by their md5s; one that is damaged names nothing."""
-    found: dict[str, Mapping[str, str]] = {}
-    for md5 in store.all():
-        if md5.endswith(FOLDER):
-            try:
-                found[md5] = store.files_of(md5)
-            except (ServiceError, FileNotFoundError):
-                found[md5] = {}
-    return found
-
-
-def _names(lists: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]]:
+def _names(lists: Lists) -> dict[str, set[str]]:
     """What folders call an object."""
     names: dict[str, set[str]] = {}
     for files in lists.values():

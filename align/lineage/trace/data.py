@@ -159,7 +159,8 @@ class Data:
         if self.manifest is None:
             return []
         folder = self.files.folder(self.paths.shards, *SHARD_FILES)
-        split, tars = (tar[0], [tar[1]]) if tar else ("train", self.manifest.splits["train"].shards)
+        split: SplitName = tar[0] if tar else "train"
+        tars = (tar[1],) if tar else self.manifest.splits["train"].shards
         for shard in tars:
             if shard.num_images and (folder / shard.path).is_file():
                 chosen = sorted({number * shard.num_images // NUM_SAMPLES for number in range(NUM_SAMPLES)})

@@ -66,7 +66,8 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
     except DataError as error:
         files = None
         trace.notes.append(str(error))
-    digest = tags.get(DATA) or (files and digest_of(files.folder(paths.shards, MANIFEST))) or ""
+    recorded = digest_of(files.folder(paths.shards, MANIFEST)) if files else None
+    digest = tags.get(DATA) or recorded or ""
     packaged = files.json(paths.reports / "package", "report.json") if files else None
     model = tags.get(MODEL_DIGEST) or (packaged or {}).get("digest", "")
     data = training_data({DATA: digest, TRAINED_ON: digest, **tags})

@@ -57,22 +57,12 @@ class Registered:
     @cached_property
     def runs(self) -> list[TrackedRun]:
         """The runs of all experiments, at most a thousand, the newest first; none if MLflow does not answer."""
-        try:
-            return self._tracker.runs() if self._tracker and not self.problem else []
-        except ServiceError as error:
-            self.problem = str(error)
-            return []
+        return self._asked()
 
     @cached_property
     def unregistered(self) -> list[TrackedRun]:
-        """The runs of the experiment that recorded their data, and whose model is no version: it was deleted, or they
-        ended before.
-        """
-        try:
-            found = self._tracker.runs(f"tags.`{DATA}` != ''", self._experiment) if self._tracker else []
-        except ServiceError as error:
-            self.problem = str(error)
-            return []
+        """The runs of the experiment that trained a model which is no version: it was deleted, or they ended before."""
+        found = self._asked(f"tags.`{TRAINED_ON}` != ''", self._experiment)
         known = {one.run_id for one in self.versions} | {one.tags.get(MODEL_DIGEST) for one in self.versions}
         return [run for run in found if not known & {run.run_id, run.tags.get(MODEL_DIGEST, run.run_id)}]
 
@@ -81,9 +71,17 @@ class Registered:
         for version in reversed(self.versions):
             if version.tags.get(DATA) == digest:
                 yield from revisions_of(version)
-        for run in self.unregistered:
-            if run.tags.get(DATA) == digest and (revision := _revision(run.tags)):
+        for run in self._asked(f"tags.`{DATA}` = '{digest}'") if digest.isalnum() else ():
+            if revision := _revision(run.tags):
                 yield revision
+
+    def _asked(self, condition: str = "", experiment: str | None = None) -> list[TrackedRun]:
+        """Some runs; none if MLflow does not answer."""
+        try:
+            return self._tracker.runs(condition, experiment) if self._tracker and not self.problem else []
+        except ServiceError as error:
+            self.problem = str(error)
+            return []
 
     def title(self, version: Version) -> str:
         """What people call a version, with its aliases."""

@@ -1,4 +1,4 @@
-"""Reads data/shards and data/index without a picture, to see which pictures and texts they hold."""
+"""Reads data/shards without a picture, to see which pictures and texts it holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.formats.indexed_images import IndexedImages
-from align.formats.policy import OptedOut
 from align.formats.shards import (
     MANIFEST,
     SPLITS,
@@ -107,16 +105,6 @@ def counted(samples: Iterable[StoredSample], text: str | None = None) -> dict[st
     for sample in samples:
         counts[sample.split] += sum(1 for one in sample.texts if text is None or one == text)
     return +counts
-
-
-def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> bool:
-    """Whether data/index holds one of these pictures, or an address that is opted out.
-
-    Raises:
-        CorruptError: it is damaged, or has another form.
-    """
-    images = IndexedImages.load(index)
-    return bool(images.listed(image_ids, lambda url, page: opted_out.matches(url, page, None)).any())
 
 
 def _offsets(shards: Path, shard: Shard) -> list[list[int]]:

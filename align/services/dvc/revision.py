@@ -27,6 +27,7 @@ class RevisionFiles:
         try:
             self._fs: Any = DVCFileSystem(str(root), rev=revision)
             self._cache: Any = self._fs.repo.cache.local
+            self._known: dict[str, dict[str, Path]] = {}
             self._fs.exists("dvc.lock")
         except Exception as error:  # noqa: BLE001 (DVC's, git's and YAML's own: in any case the commit cannot be read)
             raise DataError(f"DVC cannot read '{revision}' in {root}: {one_line(error)}") from None
@@ -42,16 +43,18 @@ class RevisionFiles:
         """Path within an out -> its place in DVC's cache, where it need not be. Empty: the commit has no such out, or
         the list of its files is neither in the cache nor in the remote.
         """
-        try:
-            found = self._fs.find(out, detail=True)
-        except Exception:  # noqa: BLE001 (as above; a list that is gone is an error of its own)
-            return {}
-        known = {path: one.get("dvc_info", {}).get("md5") for path, one in found.items()}
-        return {
-            PurePosixPath("/", path).relative_to(PurePosixPath("/", out)).as_posix(): Path(self._cache.oid_to_path(md5))
-            for path, md5 in known.items()
-            if md5
-        }
+        if out not in self._known:
+            try:
+                found = self._fs.find(out, detail=True)
+            except Exception:  # noqa: BLE001 (as above; a list that is gone is an error of its own)
+                found = {}
+            md5s = {PurePosixPath("/", path): one.get("dvc_info", {}).get("md5") for path, one in found.items()}
+            self._known[out] = {
+                path.relative_to(PurePosixPath("/", out)).as_posix(): Path(self._cache.oid_to_path(md5))
+                for path, md5 in md5s.items()
+                if md5
+            }
+        return self._known[out]
 
     def fetch(self, path: str, to: Path) -> bool:
         """Copies a file from DVC's remote (the one of `core.remote`); False if it does not have it."""

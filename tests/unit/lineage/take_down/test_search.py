@@ -1,4 +1,4 @@
-"""Which objects of DVC's cache and of a remote a purge removes, in which order: over stores made by hand, without DVC."""
+"""Which objects of DVC's cache and of a remote a purge removes, and in which order: over stores made by hand."""
 
 import hashlib
 import io
@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 
 from align.config.paths import PathsConfig
 from align.formats.policy import Entry, OptedOut
-from align.lineage.take_down.look_into import Wanted
+from align.lineage.take_down.look_into import INDEX, Wanted, look_into
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
-from align.lineage.take_down.search import search, still_there, what_is_wanted
+from align.lineage.take_down.search import lists_of, search, still_there, what_is_wanted
 from tests.support import indexed
 from tests.support.params import load_params
 from tests.support.small_data import RAW_SCHEMA
@@ -82,11 +82,12 @@ def store(tmp_path, monkeypatch):
     return Store("cache", tmp_path / "cache")
 
 
-def found(tmp_path, *stores, entry=("image_id", A), pending=False):
+def found(tmp_path, *stores, entry=("image_id", A), again=False):
     opted_out = OptedOut([Entry(*entry, "", "2026-01-02")])
     pairs = opted_out_pairs(tmp_path / "data/raw", opted_out)
-    wanted = what_is_wanted(pairs, Wanted(opted_out), stores)
-    return search(tmp_path, load_params().section(PathsConfig), wanted, stores, pending=pending)
+    lists = lists_of(stores)
+    wanted = what_is_wanted(pairs, Wanted(opted_out), stores, lists)
+    return search(tmp_path, load_params().section(PathsConfig), wanted, stores, lists, pending=again, again=again)
 
 
 def lock(root, **stages):
@@ -109,7 +110,8 @@ def test_only_what_shows_it_goes_whoever_names_it(store, tmp_path):
 
 def test_what_is_damaged_goes(store, tmp_path):
     damaged = {store.put(b"PAR1 and no more"), store.put(bytes(257) + b"ustar" + bytes(300))}
-    store.put(b"{ no json"), store.put(b"")
+    for harmless in (b"{ no json", b""):
+        store.put(harmless)
     assert set(found(tmp_path, store).here["cache"]) == damaged
 
 
@@ -123,6 +125,17 @@ def test_texts_of_older_versions_are_looked_for_and_tables_go_last(store, tmp_pa
     assert (result.wanted.image_ids, result.wanted.texts) == ({A}, {(A, TEXT)})
     assert result.ordered("cache") == [filtered] and others in result.searched
     assert result.ordered("far") == [filtered, older]
+
+
+def test_an_index_is_looked_into(tmp_path):
+    addresses = {"page_urls": [["https://a.example/page"], ["", ""]], "urls": [[""], ["https://b.example/1.jpg", ""]]}
+    indexed.write(tmp_path, 2, image_id=[A, B], texts=[["one"], ["two", "three"]], **addresses)
+    items = tmp_path / "items.parquet"
+    assert look_into(items, Wanted(OptedOut(), frozenset({B}))) == INDEX
+    for entry, shows in (
+        (("host", "b.example"), INDEX), (("url", "https://a.example/page"), INDEX), (("host", "other.example"), ""),
+    ):  # fmt: skip
+        assert look_into(items, Wanted(OptedOut([Entry(*entry, "", "")]))) == shows
 
 
 def test_an_index_goes_whole(store, tmp_path):
@@ -156,6 +169,11 @@ def test_of_reports_go_quotations_and_the_pages_of_what_was_made_of_it(store, tm
     assert set(result.here["cache"]) == gone | {store.put(raw("https://img.org/a.jpg", A, TEXT)), unnamed}
     assert "reports/shard" in result.clean_reports and "reports/filter" not in result.clean_reports
     assert found(tmp_path, store, entry=("image_id", "c" * 64)).here["cache"] == {}
+    for md5 in gone | {store.put(raw("https://img.org/a.jpg", A, TEXT))}:
+        store.delete(md5)
+    far = Store("far", tmp_path / "far")  # a remote that was unreachable before, with reports alone
+    far.put(PAGE)
+    assert set(found(tmp_path, store, far, again=True).here["far"]) == {store.put(PAGE)}
 
 
 def test_it_is_proved_that_nothing_is_left(store, tmp_path):

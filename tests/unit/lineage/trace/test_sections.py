@@ -53,7 +53,8 @@ def test_nothing_hostile_is_markup_and_no_link_leads_out_of_the_page():
 def test_the_policy_allows_the_style_of_this_page_and_nothing_else():
     from align.display.html import page
 
-    style, plain = (re.search(r"<style>(.*?)</style>", text, re.S)[1] for text in (as_page(evil_trace()), page("", "", [])))
+    pages = (as_page(evil_trace()), page("", "", []))
+    style, plain = (re.search(r"<style>(.*?)</style>", text, re.S)[1] for text in pages)
     stated = re.search(r'content="(default-src [^"]*)"', as_page(evil_trace()))
     assert stated and stated[1] == policy(style.removeprefix(plain)) != policy()
 

@@ -132,13 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 checkpointed.model_of_checkpoint(params, args.checkpoint, args.model)
             if args.verb in ("pretrain", "finetune") and (names := params.values[args.verb]["validate_on"]):
                 args.validation = importlib.import_module("align.pipeline.validation").set_validation(params, names)
-            if args.verb == "register":  # promotion is a room above registration
+            if args.verb == "register":  # promotion and lineage are rooms above registration
                 args.outlook = importlib.import_module("align.release.promotion.judge").outlook
+                args.log_page = importlib.import_module("align.lineage.trace.trace").log_page
             apart = args.verb == "evaluate" and args.log is not None
             module = "align.pipeline.logged_evaluation" if apart else VERBS[args.verb].module
             importlib.import_module(module).main(params, args)
-        if VERBS[args.verb].moves_aliases:
-            importlib.import_module("align.lineage.trace.version_pages").follow_aliases(params)
     except AlignError as error:
         say(f"align: error: {error}")
         return error.exit_code

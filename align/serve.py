@@ -181,7 +181,7 @@ def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
 
 
 def _shown(rule: RuleResult) -> RuleShown:
-    from align.lineage.trace.text import rule_values
+    from align.lineage.trace.pair_history import rule_values
     from align.search.service.answers import RuleShown
 
     return RuleShown(

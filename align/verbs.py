@@ -25,7 +25,6 @@ class Verb(NamedTuple):
         sections: its own ones in params.yaml; all verbs read `paths`, too.
         examples: two commands that work as typed, at that point of the pipeline.
         arguments: adds its own arguments to the parser; None if it has none.
-        moves_aliases: of the registry; what MLflow shows of the versions follows (`align.lineage.trace.version_pages`).
     """
 
     module: str
@@ -33,7 +32,6 @@ class Verb(NamedTuple):
     sections: tuple[str, ...]
     examples: tuple[str, str]
     arguments: Callable[[ArgumentParser], None] | None = None
-    moves_aliases: bool = False
 
 
 #: The stages of dvc.yaml, in pipeline order.
@@ -162,7 +160,6 @@ COMMANDS = {
         ("register", "promote", "evaluate"),
         ("align register", "align register --set register.model_name=trial"),
         commands.register,
-        moves_aliases=True,
     ),
     "promote": Verb(
         "align.release.promotion.promote",
@@ -170,7 +167,6 @@ COMMANDS = {
         ("promote", "evaluate", "register"),
         ("align promote", "align promote --set promote.margin=0.01 --json"),
         commands.promote,
-        moves_aliases=True,
     ),
     "rollback": Verb(
         "align.release.aliases.rollback",
@@ -178,7 +174,6 @@ COMMANDS = {
         ("register",),
         ("align rollback", 'align rollback --why "misses small pictures"'),
         commands.rollback,
-        moves_aliases=True,
     ),
     "champion": Verb(
         "align.release.aliases.champion",
@@ -186,7 +181,6 @@ COMMANDS = {
         ("register",),
         ("align champion", "align champion --json"),
         commands.champion,
-        moves_aliases=True,  # finishes a move that was cut short, and records one by hand
     ),
     "search": Verb(
         "align.search.search",

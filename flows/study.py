@@ -23,7 +23,7 @@ from align.config.study import Cell, Study, read_study
 from align.display.visible import markdown_table, plain_markdown
 from align.errors import AlignError, DataError
 from align.lineage.runs.study import COLUMNS, notes, read_runs, rows, write
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 from align.services.git import git
 from flows.checkout.run_branch import branch_of, check_name
 from flows.checkout.workspace import commit_of
@@ -71,7 +71,7 @@ def study(
                 requests[arm.name, seed] = settled(root, request)  # all of them before the first begins
             except AlignError as error:
                 raise type(error)(f"arm {arm.name}: {error}") from None
-        paths, versions = load_params(root / PARAMS_FILE).section(PathsConfig), DataVersions(root, Path(scratch))
+        paths, revisions = load_params(root / PARAMS_FILE).section(PathsConfig), Revisions(root, Path(scratch))
         folder = paths.reports / "study" / asked.name
         names: dict[Cell, str] = {}
         missing = dict.fromkeys(requests, "it has not run yet")
@@ -84,7 +84,7 @@ def study(
             except AlignError as error:
                 missing[cell] = str(error)
                 log("%s failed; the study goes on: %s", name, error)
-            found = read_runs(asked, names, missing, paths, versions)
+            found = read_runs(asked, names, missing, paths, revisions)
             write(asked, found, root / folder)
         table, sentences = list(rows(asked, found)), [*notes(asked, found), f"page: {folder / 'report.html'}"]
         shown = [markdown_table(COLUMNS, table), *map(plain_markdown, sentences)]

@@ -4,6 +4,6 @@ This is the one folder above the stages that reads from all of them. So a questi
 here, and what a single stage asks does not. It starts no stage. The rooms:
 
     trace, take_down, diff     each with the verb that it is for; they do not know each other
-    runs                       `align compare`, and what `align runs` lists; trace knows it
-    versions                   recorded versions of the data, which all of them read
+    runs                       `align compare`, and what `align runs` lists
+    versions                   versions of the data and of models, which all of them read
 """

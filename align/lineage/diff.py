@@ -26,7 +26,7 @@ from align.durable.files import to_json
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, IMAGES, parts_of, pattern_of
 from align.interfaces.sql import Engine
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 from align.services.engine import open_engine
 from align.validate.drift import distance, distributions
 from align.validate.figures import TITLES
@@ -260,8 +260,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align diff`: find the tables of both versions, compare them, print the report."""
     paths, config = params.section(PathsConfig), params.section(EngineConfig).for_sql(params.section(StoreConfig))
     with tempfile.TemporaryDirectory(prefix="align-", dir=config.temp_directory) as scratch:
-        versions = DataVersions(Path.cwd(), Path(scratch))
-        before, after = (find_tables(name, paths, versions) for name in (args.before, args.after))
+        revisions = Revisions(Path.cwd(), Path(scratch))
+        before, after = (find_tables(name, paths, revisions) for name in (args.before, args.after))
         with open_engine(config) as engine:
             report = compare(engine, before, after)
     if args.json:
@@ -270,7 +270,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         show(*text_lines(report))
 
 
-def find_tables(name: str, paths: PathsConfig, versions: DataVersions) -> VersionTables:
+def find_tables(name: str, paths: PathsConfig, revisions: Revisions) -> VersionTables:
     """The tables of a folder or of a git revision.
 
     Raises:
@@ -278,14 +278,10 @@ def find_tables(name: str, paths: PathsConfig, versions: DataVersions) -> Versio
     """
     if Path(name).is_dir():
         return VersionTables(name, Path(name) / paths.raw.name, Path(name) / paths.filtered.name)
-    outs = versions.lock(name)
-    folders = []
-    for path in (paths.raw.as_posix(), paths.filtered.as_posix()):
-        if path not in outs:
-            raise DataError(f"'{name}': its dvc.lock has no {path}; was that another pipeline, or a run cut short?")
-        folder = versions.lay_out(outs[path], "*.parquet")
-        if folder is None:
-            problems = "".join(f" ({why})" for why in versions.unreachable.values())
-            raise DataError(f"'{name}': the tables of {path} are neither in DVC's cache nor in a remote{problems}")
+    files, folders = revisions.at(name), []
+    for path in (paths.raw, paths.filtered):
+        folder = files.folder(path, "*.parquet", fetch=True)
+        if not any(folder.rglob("*.parquet")):
+            raise DataError(f"'{name}': no tables of {path}; {files.why_missing(path)}")
         folders.append(folder)
     return VersionTables(name, *folders)

@@ -25,7 +25,7 @@ from align.durable.files import to_json
 from align.errors import ConfigError, DataError
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run_list import RunList, a_row_each, as_json, list_lines, one_lines
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 from align.pipeline.run import flow_environment, running_services
 
 
@@ -52,7 +52,7 @@ def _list(params: Params, args: argparse.Namespace) -> None:
     root, paths = Path.cwd(), params.section(PathsConfig)
     costs = Costs(params.section(RegisterConfig).experiment, params.section(HealthConfig))
     with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:
-        runs = RunList(root, paths, DataVersions(root, Path(folder)), costs)
+        runs = RunList(root, paths, Revisions(root, Path(folder)), costs)
         places = runs.places()
         if args.what == "show":
             name = args.names[0].removeprefix("run/")

@@ -150,7 +150,8 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project, tmp_path, align
 
         # While a remote is unavailable, the rest is purged, and the message says what is left.
         server.kill()
-        assert "to go: data/shards" in align("opt_out", "--purge", code=1)
+        said = align("opt_out", "--purge", code=1)
+        assert "to go: 1 pictures of data/raw" in said and "not searched: DVC remote 'cloud'" in said
         assert holders(project / "data/raw", FORGOTTEN)
         assert "not everything is gone: DVC remote 'cloud'" in align("opt_out", "--purge", "--yes", code=1)
         for folder in ("data", ".dvc", "reports"):
@@ -202,5 +203,5 @@ def test_it_lists_the_versions_that_saw_the_pair_and_what_was_accepted_of_their_
     said = align("opt_out", "--keys", "keys.txt")
     assert f"its gate still fails: e{digest} on 2026-01-31 by Ada, where 5 % was observed\n" in align.notes
     assert "opted version 1 (champion): trained on 1 of the pairs; the checkout's data" in said
-    assert "opted version 2: unknown; data ffffffffffff is neither checked out nor" in said
+    assert "opted version 2: unknown; data ffffffffffff is not in this checkout" in said
     assert "opted version 3: unknown; the version has no tag align.data_digest" in said

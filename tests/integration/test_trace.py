@@ -12,10 +12,11 @@ import pytest
 from mlflow import MlflowClient
 
 from align.cli import main
-from align.config.release import RegisterConfig
+from align.durable.files import sha256_folder
 from align.formats.shards import read_manifest
 from align.lineage.trace.trace import ARTIFACT
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
+from align.lineage.versions.registered import Registered
 from align.lineage.versions.who_saw import who_saw
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
@@ -45,6 +46,7 @@ import hashlib, json, sys
 from pathlib import Path
 import pyarrow.parquet as pq
 from align.formats.filtered import decisions_digest
+from align.durable.files import sha256_folder
 from align.formats.shards import read_manifest
 from tests.support import small_data
 stage, reports = sys.argv[1], Path("reports")
@@ -114,7 +116,8 @@ def run_and_register(root, server, name, aliases):
     data = json.loads((root / "data/shards/manifest.json").read_text())["digest"]
     model = json.loads((root / "reports/package/report.json").read_text())["digest"]
     tags = {"align.data_digest": data, "align.trained_on": data, "align.model_digest": model,
-            "align.git_revision": recorded.commit}  # fmt: skip
+            "align.git_revision": recorded.commit,
+            "align.index_digest": sha256_folder(root / "data/index")}  # fmt: skip
     tracker = Tracker(server)
     run = tracker.start_run(MODEL, recorded.name, tags=tags)
     tracker.log_params(run, {"finetune.num_steps": 7, "model.image_px": 16})
@@ -140,18 +143,18 @@ def refused(capsys, *words):
     return line
 
 
-def reached(graph, start):
-    """The kinds of nodes that edges lead to, from the nodes of one kind."""
-    here = {node["id"] for node in graph["nodes"] if node["kind"] == start}
-    while more := {edge["to"] for edge in graph["edges"] if edge["from"] in here} - here:
-        here |= more
-    return {node["kind"] for node in graph["nodes"] if node["id"] in here}
+def kinds(trace):
+    """The kinds of its sections, in their order."""
+    return list(dict.fromkeys(one["kind"] for one in trace["sections"]))
 
 
-def facts(graph, kind):
-    """The facts of the only node of a kind."""
-    (node,) = [node for node in graph["nodes"] if node["kind"] == kind]
-    return dict(node["facts"])
+def facts(trace, kind):
+    """The facts of the last section of a kind: the whole comes after its parts."""
+    return dict([one for one in trace["sections"] if one["kind"] == kind][-1]["facts"])
+
+
+def asked(trace):
+    return [one["kind"] for one in trace["sections"] if one["asked"]]
 
 
 def key_of(root, number):
@@ -160,62 +163,57 @@ def key_of(root, number):
     return str(row["key"])
 
 
-CHAIN = {"page", "pair", "decision", "verdict", "shard", "run", "version", "alias", "index"}
+CHAIN = ["source", "page", "pair", "decision", "gate", "shards", "run", "version", "alias", "index"]
 
 
 def test_from_the_champion_to_web_pages(project, capsys):
-    graph = traced(capsys, f"{MODEL}@champion")
-    assert reached(graph, "source") == {"source", *CHAIN}
-    assert not graph["notes"] and not any(node["missing"] for node in graph["nodes"])
-    pages = [node["facts"]["page"] for node in graph["nodes"] if node["kind"] == "page"]
+    trace = traced(capsys, f"{MODEL}@champion")
+    assert kinds(trace) == CHAIN
+    assert not trace["notes"] and not any(one["missing"] for one in trace["sections"])
+    pages = [one["facts"]["page"] for one in trace["sections"] if one["kind"] == "page"]
     assert pages and all(page.startswith("https://pages.example/") for page in pages)
-    assert facts(graph, "decision")["kept"] == f"{NUM_PICTURES} of {NUM_PICTURES}"
-    assert facts(graph, "verdict")["accepted"] == "drift, by Ada: a new <b>crawl</b>"
-    assert facts(graph, "run")["branch"] == "run/first"
-    assert facts(graph, "run")["recipe"] == "finetune.num_steps=7"
-    assert facts(graph, "run")["x/recall_at_10"] == "0.5000 (0.4000 to 0.6000)"
-    assert facts(graph, "index")["made by"] == f"{MODEL} version 1, the champion"
-    assert traced(capsys, f"{MODEL}/1") | {"asked": ""} == graph | {"asked": ""}
-    funnel = next(node["tables"][0]["rows"] for node in graph["nodes"] if node["kind"] == "decision")
+    assert facts(trace, "decision")["kept"] == f"{NUM_PICTURES} of {NUM_PICTURES}"
+    assert facts(trace, "gate")["accepted"] == "drift, by Ada: a new <b>crawl</b>"
+    assert facts(trace, "run")["branch"] == "run/first"
+    assert facts(trace, "run")["recipe"] == "finetune.num_steps=7"
+    assert facts(trace, "run")["x/recall_at_10"] == "0.5000 (0.4000 to 0.6000)"
+    assert facts(trace, "index")["made by"] == f"{MODEL} version 1, the champion"
+    assert traced(capsys, f"{MODEL}/1") | {"asked": ""} == trace | {"asked": ""}
+    funnel = next(one["tables"][0]["rows"] for one in trace["sections"] if one["kind"] == "decision")
     assert funnel[0][0] == "opted_out"
 
 
 def test_from_a_key_an_address_and_a_picture_to_the_champion(project, capsys):
     key = key_of(project, 4)
-    graph = traced(capsys, key)
-    assert reached(graph, "source") == {"source", *CHAIN}
-    assert f"the champion, {MODEL} version 1, was trained on it" in graph["answers"]
-    assert f"the picture is in data/index, made by {MODEL} version 1, the champion" in graph["answers"]
-    pair, place, page = facts(graph, "pair"), facts(graph, "shard"), facts(graph, "page")
+    trace = traced(capsys, key)
+    assert kinds(trace) == CHAIN and asked(trace) == ["pair"]
+    assert f"the champion, {MODEL} version 1, was trained on it" in trace["answers"]
+    assert f"the picture is in data/index, made by {MODEL} version 1, the champion" in trace["answers"]
+    pair, place, page = facts(trace, "pair"), facts(trace, "shards"), facts(trace, "page")
     assert pair["text"] == "picture number 4 of a red fox"
+    (seen,) = [value for label, value in pair.items() if label.startswith(f"{MODEL} version 1 (")]
+    assert seen == "TRAINED on it; the checkout's data"
     assert (place["split"], place["sample"]) == ("train", key)
     assert page["page"] == "https://pages.example/1.html"
-    assert [node["kind"] for node in graph["nodes"] if node["is_subject"]] == ["pair"]
     picture = next((project / "pictures").glob("4.jpg"))
     for words in (pair["sha256"], pair["picture"], f"key:{key}", str(picture)):
-        assert {node["id"] for node in traced(capsys, words)["nodes"]} == {node["id"] for node in graph["nodes"]}
-    (known,) = graph["pairs"]
-    use = {"name": MODEL, "version": 1, "trained_on_it": True, "splits": {"train": 1}, "why": "the checkout's data"}
-    assert [one | {"aliases": None} for one in known["models"]] == [use | {"aliases": None}]
-    of_page = traced(capsys, page["page"])
-    assert [[one["splits"] for one in pair["models"]] for pair in of_page["pairs"]] == [[{"train": 1}]] * (
-        NUM_PICTURES // 3
-    )
-    assert len([node for node in of_page["nodes"] if node["kind"] == "pair"]) == NUM_PICTURES // 3
+        assert traced(capsys, words)["sections"] == trace["sections"]
+    of_page = [one for one in traced(capsys, page["page"])["sections"] if one["kind"] == "pair"]
+    assert len(of_page) == NUM_PICTURES // 3
+    assert all("TRAINED on it; the checkout's data" in one["facts"].values() for one in of_page)
 
 
 def test_from_a_run_and_a_shard_both_ways(project, capsys):
     run_id = facts(traced(capsys, f"{MODEL}@champion"), "run")["MLflow run"]
     for words in ("first", "run/first", run_id, run_id[:12], "run:first"):
-        graph = traced(capsys, words)
-        assert reached(graph, "source") == {"source", *CHAIN}, words
-        assert [node["kind"] for node in graph["nodes"] if node["is_subject"]] == ["run"]
-        assert graph["answers"][0] == f"its model is {MODEL} version 1"
+        trace = traced(capsys, words)
+        assert kinds(trace) == CHAIN and asked(trace) == ["run"], words
+        assert trace["answers"][0] == f"its model is {MODEL} version 1"
     for words in ("train/00000.tar", str(project / "data/shards/train/00000.tar"), "data/shards/train/00000.tar"):
-        graph = traced(capsys, words)
-        assert reached(graph, "page") == CHAIN, words
-        assert facts(graph, "shard")["pictures"] == str(NUM_PICTURES)
-        assert graph["answers"][0] == "its data trained 1 version"
+        trace = traced(capsys, words)
+        assert kinds(trace) == CHAIN and asked(trace) == ["shards"], words
+        assert facts(trace, "shards")["pictures"] == str(NUM_PICTURES)
+        assert trace["answers"][0] == "its data trained 1 version"
 
 
 @pytest.fixture
@@ -235,30 +233,27 @@ def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(p
     run_and_register(project, mlflow_server, "second", ["champion"])
     capsys.readouterr()
 
-    # Dropped today; the first version had it, and its data is in DVC's cache.
-    graph = traced(capsys, key)
-    assert f"trained on it: {MODEL} version 1 (candidate)" in graph["answers"]
-    assert f"the champion, {MODEL} version 2, was not trained on it" in graph["answers"]
-    assert "the picture is not in data/index" in graph["answers"]
-    assert reached(graph, "pair") >= {"decision", "shard", "run", "version", "alias"}
-    assert facts(graph, "decision")["reasons"] == "opted_out"
+    # Dropped today; the first version had it, and its data is read at the revision of that version.
+    trace = traced(capsys, key)
+    assert f"trained on it: {MODEL} version 1 (candidate)" in trace["answers"]
+    assert f"the champion, {MODEL} version 2, was not trained on it" in trace["answers"]
+    assert "the picture is not in data/index" in trace["answers"]
+    assert {"decision", "shards", "run", "version", "alias"} <= {*kinds(trace)}
+    assert facts(trace, "decision")["reasons"] == "opted_out"
+    pair = facts(trace, "pair")
+    assert pair[f"{MODEL} version 1 (candidate)"] == "TRAINED on it; as of run/first"
+    assert pair[f"{MODEL} version 2 (champion)"] == "did not see it; the checkout's data"
     earlier = traced(capsys, f"{MODEL}/1")
-    assert facts(earlier, "shard")["where"] == "as of run/first"
+    assert facts(earlier, "shards")["where"] == "as of run/first"
     assert facts(earlier, "decision")["kept"] == f"{NUM_PICTURES} of {NUM_PICTURES}"
-    assert reached(earlier, "source") >= CHAIN - {"index"}
+    assert kinds(earlier) == CHAIN[:-1]
     assert f"the index in data/index was made by {MODEL} version 2, the champion" in earlier["answers"]
-
-    assert main(["trace", key]) == 0
-    text = capsys.readouterr().out
-    assert f"pair {key}: dropped: opted_out" in text
-    assert f"{MODEL} version 1 (candidate): TRAINED on it; as of run/first" in text
-    assert f"{MODEL} version 2 (champion): did not see it; the checkout's data" in text
 
     # Without the cache the rest is shown, with what brings the data.
     shutil.rmtree(project / ".dvc/cache")
     assert main(["trace", f"{MODEL}/1"]) == 0
     text = capsys.readouterr().out
-    assert "neither checked out nor in any dvc.lock" in text and "`dvc fetch --all-branches`" in text
+    assert "not here, because   data" in text and "`git fetch --all --tags`" in text
     assert "> model version         traced version 1 (candidate)" in text
     git(project, "branch", "-D", "run/first", "run/second")
     git(project, "reflog", "expire", "--expire=now", "--all")
@@ -320,15 +315,13 @@ def seen(tmp_path, server, name, versions, counts):
     for tags in versions:
         tracker.registry.create_version(name, run, "model", tags)
     answer = ask(tmp_path, name, counts)
-    assert answer.problem is None
-    assert not answer.runs
-    return list(answer.models)
+    assert all(one.version for one in answer)
+    return answer
 
 
 def ask(tmp_path, name, counts):
-    versions = DataVersions(tmp_path, tmp_path / "scratch")
-    register = RegisterConfig(experiment=name, model_name=name)
-    return who_saw(register, tmp_path / "shards", versions, lambda _: counts)
+    revisions = Revisions(tmp_path, tmp_path / "scratch")
+    return who_saw(Registered(name, name), tmp_path / "shards", revisions, lambda _: counts)
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "in training"), ("test", "held out")])
@@ -354,7 +347,7 @@ def test_an_import_is_unknown_and_never_not_trained(tmp_path, mlflow_server, mon
     assert tuned.why == as_it_is.why == f"the checkout's data; {IMPORTED}"
     assert as_it_is.seen is None and untagged.seen is None
     assert tuned.seen == of_both.seen == (sure if split == "train" else None)
-    assert of_both.why.startswith("data ffffffffffff is neither checked out nor") and "saw" not in of_both.why
+    assert of_both.why.startswith("data ffffffffffff is not in this checkout") and "saw" not in of_both.why
     assert untagged.why == "the checkout's data; there is no tag align.trained_on"
     assert of_more.seen == (sure if split == "train" else None)
     assert of_more.why == "the checkout's data; more data trained it than its tag has room for"
@@ -377,5 +370,6 @@ def test_a_run_that_registered_no_version_is_asked_too(tmp_path, mlflow_server, 
         if name == "registered":
             tracker.registry.create_version("unregistered", run, "model", tags)
     answer = ask(tmp_path, "unregistered", {"train": 1})
-    assert [(one.title, one.trained) for one in answer.models] == [("unregistered version 1", True)]
-    assert [(one.title, one.trained) for one in answer.runs] == [("run ours, which registered no version", True)]
+    assert [(one.title, one.trained) for one in answer] == [
+        ("unregistered version 1", True), ("run ours, which registered no version", True),
+    ]  # fmt: skip

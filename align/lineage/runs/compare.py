@@ -26,7 +26,7 @@ from align.formats.query_ranks import read_ranks
 from align.lineage.runs.costs import Costs, of_checkout
 from align.lineage.runs.run import HERE, ComparedRun, code_changes, read_run
 from align.lineage.runs.tables import as_page, letters, tables, text_lines
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -42,8 +42,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     costs = Costs(params.section(RegisterConfig).experiment, params.section(HealthConfig))
     root = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="align-", dir=scratch) as folder:
-        versions = DataVersions(root, Path(folder))
-        runs = [read_run(name, root, paths, versions) for name in args.runs]
+        revisions = Revisions(root, Path(folder))
+        runs = [read_run(name, root, paths, revisions) for name in args.runs]
         drawn = list(_drawn(runs, params.section(EvaluateConfig).seed)) if args.html else []
     for run in runs:
         here = of_checkout(paths.runtime, paths.reports) if run.name == HERE else {}

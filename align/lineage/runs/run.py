@@ -6,8 +6,7 @@ cache or its remotes; for the checkout, both from its files. For the cost, see `
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,8 +17,7 @@ from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
 from align.formats.query_ranks import RANKS
-from align.lineage.versions.data_chain import CheckoutOut, Out, RecordedOut
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import FilesAt, Revisions
 from align.services.git import git_if_any
 
 #: The name of the checkout as a run.
@@ -84,14 +82,14 @@ class ComparedRun:
         }
 
 
-def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) -> ComparedRun:
+def read_run(name: str, root: Path, paths: PathsConfig, revisions: Revisions) -> ComparedRun:
     """Reads one run.
 
     Args:
         name: `.`, the name of a run (NAME of branch run/NAME), or a git revision.
         root: the checkout.
         paths: where stages write.
-        versions: the data that git and DVC have recorded.
+        revisions: what git and DVC have recorded.
 
     Raises:
         DataError: there is no such run, or it has no dvc.lock.
@@ -101,20 +99,18 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
     day, _, parents = (git_if_any(root, "show", "-s", "--format=%cs %P", commit) or "").strip().partition(" ")
     if name == HERE:
         text = (root / PARAMS_FILE).read_text("utf-8") if (root / PARAMS_FILE).is_file() else None
-        out, reports = _outs_in(root), _reports_in(root, paths)
+        files = FilesAt(root)
     else:
         text = git_if_any(root, "show", f"{commit}:{PARAMS_FILE}")
-        md5s, folder = versions.lock(shown), f"{paths.reports.as_posix()}/"
-        out = _recorded_outs(md5s, versions)
-        reports = sorted(path for path, md5 in md5s.items() if path.startswith(folder) and md5.endswith(".dir"))
+        files = revisions.at(shown)
     values = _values(text, shown)
     others = MAKE_PRETRAINED if _begins_elsewhere(values) else ()
     if others:
-        shape = (_read(out, paths.finetuned.as_posix(), _CONFIG) or {}).get("model")
+        shape = (_read(files, paths.finetuned, _CONFIG) or {}).get("model")
         values = _of_another_start(values, shape if isinstance(shape, dict) else {})
     made_from = None if name == HERE else parents.split(" ")[0]
     run = ComparedRun(shown, commit, day, made_from, dict(_flat(values, "")), others=others)
-    _read_reports(run, out, reports, paths)
+    _read_reports(run, files, paths)
     return run
 
 
@@ -133,52 +129,33 @@ def read_folder(name: str, folder: Path, paths: PathsConfig | None) -> ComparedR
     values = _values(file.read_text("utf-8") if file.is_file() else None, name)
     run = ComparedRun(name, "", "", None, dict(_flat(values, "")))
     if paths is not None:
-        _read_reports(run, _outs_in(folder), _reports_in(folder, paths), paths)
+        _read_reports(run, FilesAt(folder), paths)
     return run
 
 
-def _outs_in(folder: Path) -> Callable[[str], Out]:
-    return lambda path: CheckoutOut(folder / path)
-
-
-def _recorded_outs(md5s: Mapping[str, str], versions: DataVersions) -> Callable[[str], Out]:
-    return lambda path: RecordedOut(path, md5s.get(path), versions)
-
-
-def _reports_in(folder: Path, paths: PathsConfig) -> list[str]:
-    names = sorted(path.parent.name for path in (folder / paths.reports).glob(f"*/{_METRICS}"))
-    return [(paths.reports / name).as_posix() for name in names]
-
-
-def _read_reports(run: ComparedRun, out: Callable[[str], Out], reports: Sequence[str], paths: PathsConfig) -> None:
-    for path in reports:
-        if PurePath(path).name in run.others:
+def _read_reports(run: ComparedRun, files: FilesAt, paths: PathsConfig) -> None:
+    for path in files.reports(paths.reports):
+        if path.name in run.others:
             continue
-        metrics = _read(out, path, _METRICS)
+        metrics = _read(files, path, _METRICS)
         if metrics is None:
-            run.notes.append(f"{run.name}: {out(path).why_missing}")
+            run.notes.append(f"{run.name}: {files.why_missing(path)}")
         run.metrics |= metrics or {}
     for what, path, file, key in (
-        ("data", paths.shards.as_posix(), _MANIFEST, "digest"),
-        ("model", (paths.reports / "package").as_posix(), _REPORT, "digest"),
+        ("data", paths.shards, _MANIFEST, "digest"),
+        ("model", paths.reports / "package", _REPORT, "digest"),
     ):
-        if (content := _read(out, path, file)) and key in content:
+        if (content := _read(files, path, file)) and key in content:
             run.digests[what] = str(content[key])
-    evaluated = _read(out, (paths.reports / "evaluation").as_posix(), _REPORT) or {}
+    evaluated = _read(files, paths.reports / "evaluation", _REPORT) or {}
     run.digests |= {f"set/{name}": one["digest"] for name, one in evaluated.get("sets", {}).items()}
-    run.ranks = out((paths.reports / "evaluation").as_posix()).file(RANKS)
+    run.ranks = files.file(paths.reports / "evaluation", RANKS)
 
 
-def _read(out: Callable[[str], Out], path: str, name: str) -> dict[str, Any] | None:
+def _read(files: FilesAt, path: Path, name: str) -> dict[str, Any] | None:
     """A JSON file of an out; None if it is not available."""
-    file = out(path).file(name)
-    if file is None:
-        return None
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
+    content = files.json(path, name)
+    if content is None and files.file(path, name) is not None:
         raise FormatError(f"{path}/{name}: not a report of this version")
     return content
 

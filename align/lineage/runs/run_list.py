@@ -28,7 +28,7 @@ from align.errors import AlignError, FormatError, ServiceError
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun, read_folder, read_run
 from align.lineage.runs.tables import WIDTH, costs_table, cut, letters, metrics_table, params_table, table_lines
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 from align.pipeline import run_records
 from align.services.git import git_if_any
 from align.services.tracking.address import has_store
@@ -89,8 +89,8 @@ class RunList:
         problems: one line for each source that could not be read.
     """
 
-    def __init__(self, root: Path, paths: PathsConfig, versions: DataVersions, costs: Costs) -> None:
-        self._root, self._paths, self._versions, self._costs = root, paths, versions, costs
+    def __init__(self, root: Path, paths: PathsConfig, revisions: Revisions, costs: Costs) -> None:
+        self._root, self._paths, self._revisions, self._costs = root, paths, revisions, costs
         self.problems: list[str] = []
 
     def places(self) -> list[Place]:
@@ -108,7 +108,6 @@ class RunList:
             places: of `places`.
             pages: `prefect` and `mlflow` -> the address of their UI, where one is known.
         """
-        self._fetch(places)
         return [ListedRun(place, self._numbers(place), _links(place, pages)) for place in places]
 
     def _numbers(self, place: Place) -> ComparedRun:
@@ -121,25 +120,6 @@ class RunList:
             known = self._costs.of_run(place.tracked.run_id)
         numbers.costs = {key: cost for key, cost in known.items() if key.partition("/")[0] not in numbers.others}
         return numbers
-
-    def _fetch(self, places: Sequence[Place]) -> None:
-        """Asks the remotes once for what the cache lacks of all branches' reports."""
-        reports = f"{self._paths.reports.as_posix()}/"
-        folders = set()
-        for place in places:
-            if place.branch:
-                try:
-                    outs = self._versions.lock(f"run/{place.branch}")
-                except AlignError:  # said when it is read
-                    continue
-                folders |= {md5 for path, md5 in outs.items() if path.startswith(reports)}
-        self._versions.fetch(folders)
-        self._versions.fetch(
-            md5
-            for folder in folders
-            for path, md5 in (self._versions.files(folder) or {}).items()
-            if path.endswith(".json")
-        )
 
     def _tracked(self) -> list[TrackedRun]:
         if not has_store():
@@ -156,7 +136,7 @@ class RunList:
         for line in (git_if_any(self._root, "for-each-ref", form, "refs/heads/run") or "").splitlines():
             commit, time, name = line.split(" ", 2)
             run = by_commit.get(commit)
-            read = partial(read_run, f"run/{name}", self._root, self._paths, self._versions)
+            read = partial(read_run, f"run/{name}", self._root, self._paths, self._revisions)
             flow_run = run.tags.get(FLOW_RUN, "") if run else ""
             yield Place(name, "finished", float(time), read, name, commit, flow_run=flow_run, tracked=run)
 

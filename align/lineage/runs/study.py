@@ -14,7 +14,7 @@ from align.display.figure import BAD, GOOD, SOFT, Interval, forest
 from align.durable.files import to_json, write_text
 from align.errors import AlignError
 from align.lineage.runs.run import ComparedRun, read_run
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 from align.statistics.dunnett import Comparison, Difference, against_base
 from align.statistics.paired import set_of
 
@@ -41,7 +41,7 @@ class Found:
 
 
 def read_runs(
-    study: Study, names: Mapping[Cell, str], missing: Mapping[Cell, str], paths: PathsConfig, versions: DataVersions
+    study: Study, names: Mapping[Cell, str], missing: Mapping[Cell, str], paths: PathsConfig, revisions: Revisions
 ) -> Found:
     """Reads the runs that have ended, from git and DVC's cache.
 
@@ -52,12 +52,12 @@ def read_runs(
         names: of the runs' branches, without `run/`.
         missing: why there is no run.
         paths: where stages write.
-        versions: of the checkout, which is the working directory.
+        revisions: of the checkout, which is the working directory.
     """
     missing, runs, figures = dict(missing), dict[Cell, ComparedRun](), dict[Cell, float]()
     for cell in [(arm.name, seed) for arm in study.arms for seed in study.seeds if (arm.name, seed) in names]:
         try:
-            run = runs[cell] = read_run(f"run/{names[cell]}", Path.cwd(), paths, versions)
+            run = runs[cell] = read_run(f"run/{names[cell]}", Path.cwd(), paths, revisions)
         except AlignError as error:
             missing[cell] = str(error)
             continue

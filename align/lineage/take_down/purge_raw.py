@@ -29,7 +29,7 @@ from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FET
 from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
-from align.lineage.take_down.purge_plan import OptedOutPairs
+from align.lineage.take_down.opted_out_pairs import OptedOutPairs
 from align.lineage.take_down.stored_tars import stored_tars
 from align.lineage.versions.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
 

@@ -2,15 +2,13 @@
 
 trace          the verb `align trace`: from a version, a run or a shard back to pages, and on to aliases
 subject        what its words name
-graph          the chain, as nodes and edges
+sections       the answer: a list of sections in the order of the chain
 pairs          from pairs on to shards, models and index
-data           the half of the chain that is data
-models         the half that MLflow knows, and the index
-pair_history   everything known of one pair; `align serve` shows it, too
-text           the chain in words
-page           the chain as a page
-version_pages  such a page for each version whose alias moves
+data           sections of the data, at one revision
+models         sections of what MLflow knows, and of the index
+pair_history   what data/raw and data/filtered say of one pair; `align serve` shows it, too
+text, page     print the sections
 
-What follows a link of the chain comes in. What only reads a version of the data, or a run, is in `versions` and `runs`,
-the two rooms of lineage that this one knows.
+What follows a link of the chain comes in. What only reads a version of the data is in `versions`, the one room of
+lineage that this one knows.
 """

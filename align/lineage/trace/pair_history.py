@@ -6,6 +6,7 @@ Only reads. What a stage has not written yet is None.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,7 +18,6 @@ from align.filter.rules import RULES, conditions
 from align.formats.filtered import DECISIONS, FACTS, IMAGES, find_pair
 from align.formats.policy import read_opted_out
 from align.lineage.versions.raw_pairs import RawRow
-from align.lineage.versions.who_saw import WhoSaw
 
 
 class PairDecision(TypedDict):
@@ -49,37 +49,8 @@ class RuleResult(TypedDict):
     first: bool
 
 
-class ShardPosition(TypedDict):
-    """Where data/shards has the pair: the tar of a split, the key of the sample, and that sample's number of texts."""
-
-    split: str
-    tar: str
-    sample: str
-    num_texts: int
-
-
-class ModelUse(TypedDict):
-    """What a registered model version saw of the pair.
-
-    Attributes:
-        name: of the registered model.
-        version: its number.
-        aliases: such as `champion`.
-        trained_on_it: None if its data can no longer be read.
-        splits: split -> number of pairs, where it saw the pair; None as above.
-        why: where its data was read, or why it could not be.
-    """
-
-    name: str
-    version: int
-    aliases: list[str]
-    trained_on_it: bool | None
-    splits: dict[str, int] | None
-    why: str
-
-
 class PairHistory(TypedDict):
-    """Everything known of one pair, as `align trace KEY --json` prints it.
+    """What data/raw, data/filtered and the policy say of one pair.
 
     Attributes:
         pair: its row of data/raw, and `raw_shard`.
@@ -87,10 +58,7 @@ class PairHistory(TypedDict):
         rules: every rule, in the filter's order.
         cuts_line: where the cuts of the rules are not those of today's params.yaml, or not known; else None.
         facts: the values that rules looked at.
-        place: its position in data/shards; None if it is in none.
         opted_out: `kind` and `value` of the policy's entry that matches it, if one does.
-        models: the registered versions.
-        models_line: why `models` is empty; else None.
     """
 
     pair: RawRow
@@ -98,14 +66,11 @@ class PairHistory(TypedDict):
     rules: list[RuleResult]
     cuts_line: str | None
     facts: dict[str, Any]
-    place: ShardPosition | None
     opted_out: dict[str, str] | None
-    models: list[ModelUse]
-    models_line: str | None
 
 
 def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, policy: Path) -> PairHistory:
-    """What data/filtered and the policy say of one pair; `place` and `models` are still empty.
+    """What data/filtered and the policy say of one pair.
 
     Args:
         row: of data/raw.
@@ -126,27 +91,8 @@ def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, 
         "rules": [rule_result(code, (used or today).get(code), facts, reasons) for code in RULES],
         "cuts_line": _cuts_line(today, used) if decision else None,
         "facts": facts,
-        "place": None,
         "opted_out": None if entry is None else {"kind": entry[0], "value": entry[1]},
-        "models": [],
-        "models_line": None,
     }
-
-
-def of_models(saw: WhoSaw) -> list[ModelUse]:
-    """The registered versions of a model, and whether each had the pair in its data."""
-    return [
-        {
-            "name": one.version.name,
-            "version": one.version.number,
-            "aliases": list(one.aliases),
-            "trained_on_it": one.trained,
-            "splits": None if one.seen is None else dict(one.seen),
-            "why": one.why,
-        }
-        for one in saw.models
-        if one.version
-    ]
 
 
 def _image(path: Path, image_id: str | None) -> dict[str, Any]:
@@ -191,3 +137,18 @@ def rule_result(code: str, condition: str | None, facts: dict[str, Any], reasons
         "verdict": verdict,
         "first": bool(reasons) and reasons is not None and reasons[0] == code,
     }
+
+
+def rule_values(values: Mapping[str, Any]) -> str:
+    """The values that a rule looked at, in one line."""
+    return ", ".join(f"{name} = {_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return repr(value) if isinstance(value, str) else str(value)

@@ -16,10 +16,13 @@ from typing import Literal
 from align.durable.files import sha256_file
 from align.errors import DataError
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName, read_manifest
-from align.lineage.runs.run_list import Place
-from align.lineage.trace.models import Models
+from align.lineage.trace.models import branch_at
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
+from align.lineage.versions.registered import REVISION, Registered
+from align.services.git import git_if_any
 from align.services.tracking.registry import Version
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import FLOW_RUN
 
 What = Literal["model", "run", "shard", "key", "url", "image"]
 KINDS: tuple[What, ...] = ("model", "run", "shard", "key", "url", "image")
@@ -28,6 +31,21 @@ _HEX_DIGITS_OF_SHA256 = 64
 _MIN_ID = 8
 #: Names as `register.model_name` allows them: MLflow's searches put them in quotes.
 _VERSION = re.compile(r"(?P<model>[\w.\- ]+)/(?P<number>[0-9]{1,9})|(?P<name>[\w.\- ]+)@(?P<alias>[\w.\-]+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: one of these may be unknown.
+
+    Attributes:
+        branch: `run/NAME`; empty: git has none here.
+        commit: of the branch, or the one that MLflow names; empty: none is recorded.
+        tracked: the run in MLflow.
+    """
+
+    branch: str
+    commit: str
+    tracked: TrackedRun | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class Subject:
     what: What
     title: str
     version: Version | None = None
-    run: Place | None = None
+    run: Run | None = None
     shard: tuple[SplitName, Shard] | None = None
     rows: tuple[RawRow, ...] = ()
 
@@ -60,23 +78,18 @@ class Names:
     """Looks words up.
 
     Args:
+        root: the checkout, whose git has branches of runs.
         raw: data/raw.
         shards: data/shards.
-        models: name of a model -> what MLflow knows of it.
+        registered: name of a model -> what MLflow knows of it.
         default_model: `register.model_name`.
-        places: all runs that the checkout knows; called when they are needed.
     """
 
     def __init__(
-        self,
-        raw: Path,
-        shards: Path,
-        models: Callable[[str], Models],
-        default_model: str,
-        places: Callable[[], list[Place]],
+        self, root: Path, raw: Path, shards: Path, registered: Callable[[str], Registered], default_model: str
     ) -> None:
-        self._raw, self._shards, self._model = raw, shards, models
-        self._default_model, self._places = default_model, places
+        self._root, self._raw, self._shards = root, raw, shards
+        self._registered, self._default_model = registered, default_model
 
     def find(self, words: str) -> Subject:
         """What the words name.
@@ -104,7 +117,7 @@ class Names:
         match = _VERSION.fullmatch(value)
         if match is None:
             return
-        known = self._model(match["model"] or match["name"])
+        known = self._registered(match["model"] or match["name"])
         number = int(match["number"]) if match["number"] else known.aliases.get(match["alias"])
         for version in known.versions:
             if version.number == number:
@@ -112,11 +125,16 @@ class Names:
 
     def _runs(self, value: str) -> Iterator[Subject]:
         name = value.removeprefix("run/")
-        found = [place for place in self._places() if name in (place.name, place.flow_run) or _has_id(place, name)]
-        # a rerun with the same result has the same name in MLflow, and no branch of its own
-        recorded = [place for place in found if place.branch == name]
-        for place in recorded or (found if value == name else ()):
-            yield Subject("run", f"run {place.name}", run=place)
+        tracked = self._registered(self._default_model).runs
+        commit = git_if_any(self._root, "rev-parse", "--verify", "--quiet", f"refs/heads/run/{name}^{{commit}}")
+        if commit is not None:  # a rerun with the same result has the same name in MLflow, and no branch of its own
+            run = next((one for one in tracked if one.tags.get(REVISION) == commit.strip()), None)
+            yield Subject("run", f"run {name}", run=Run(f"run/{name}", commit.strip(), run))
+            return
+        for run in tracked if value == name else ():
+            if name in (run.name, run.tags.get(FLOW_RUN)) or (len(name) >= _MIN_ID and run.run_id.startswith(name)):
+                made = run.tags.get(REVISION, "")
+                yield Subject("run", f"run {run.name}", run=Run(branch_at(self._root, made) if made else "", made, run))
 
     def _tars(self, value: str) -> Iterator[Subject]:
         try:
@@ -149,12 +167,13 @@ class Names:
         known: list[str] = []
         why = ""
         if "model" in kinds:
-            model = self._model(self._default_model)
+            model = self._registered(self._default_model)
             known += [f"{model.name}@{alias}" for alias in model.aliases]
             known += [f"{one.name}/{one.number}" for one in model.versions]
             why = f"; {model.problem}" if model.problem else ""
         if "run" in kinds:
-            known += [place.name for place in self._places()]
+            listed = git_if_any(self._root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/run") or ""
+            known += [*listed.splitlines(), *(run.name for run in self._registered(self._default_model).runs)]
         if "shard" in kinds and (self._shards / "manifest.json").is_file():
             known += [shard.path for _, shard in _all(read_manifest(self._shards))]
         words = {"model": "model version", "run": "run", "shard": f"shard of {self._shards}", "key": "key",
@@ -179,11 +198,6 @@ def _possible(words: str) -> tuple[tuple[What, ...], ...]:
     return (names, ("image",), ("url",)) if Path(words).is_file() else (names, ("url",))
 
 
-def _has_id(place: Place, text: str) -> bool:
-    """Whether this is the id of its run in MLflow, or the beginning of it."""
-    return place.tracked is not None and len(text) >= _MIN_ID and place.tracked.run_id.startswith(text)
-
-
 def _near(value: str, known: Sequence[str]) -> str:
     near = get_close_matches(value, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -194,7 +208,7 @@ def _exact(subject: Subject, value: str) -> str:
     if subject.run is None:
         return f"{subject.what}:{value}"
     run = subject.run
-    return f"run:run/{run.branch}" if run.branch else f"run:{run.tracked.run_id if run.tracked else run.flow_run}"
+    return f"run:{run.branch or (run.tracked.run_id if run.tracked else value)}"
 
 
 def _all(manifest: Manifest) -> Iterator[tuple[SplitName, Shard]]:

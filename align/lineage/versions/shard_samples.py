@@ -1,4 +1,4 @@
-"""Reads data/shards, data/index and data/filtered without a picture, to see which pictures and texts they hold."""
+"""Reads data/shards without a picture, to see which pictures and texts it holds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from align.errors import DataError
-from align.formats.filtered import FACTS, decision_parts, parts_of
-from align.formats.indexed_images import IndexedImages
-from align.formats.policy import OptedOut
 from align.formats.shards import (
     MANIFEST,
     SPLITS,
@@ -112,45 +105,6 @@ def counted(samples: Iterable[StoredSample], text: str | None = None) -> dict[st
     for sample in samples:
         counts[sample.split] += sum(1 for one in sample.texts if text is None or one == text)
     return +counts
-
-
-def shards_show(shards: Path, image_ids: frozenset[str], fetch: FetchTar | None = None) -> bool:
-    """Whether data/shards holds one of these pictures. Errors as `iter_stored_samples`."""
-    return any(True for _ in iter_stored_samples(shards, fetch, image_ids))
-
-
-def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> bool:
-    """Whether data/index holds one of these pictures, or an address that is opted out.
-
-    Raises:
-        CorruptError: it is damaged, or has another form.
-    """
-    images = IndexedImages.load(index)
-    return bool(images.listed(image_ids, lambda url, page: opted_out.matches(url, page, None)).any())
-
-
-def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> bool:
-    """Whether data/filtered has the text of an opted-out pair.
-
-    Args:
-        filtered: data/filtered or an older version of it, with decisions and facts.
-        texts: as `OptedOutPairs.texts`, of pairs that were opted out after the filter ran.
-
-    Raises:
-        DataError: a table is unreadable.
-    """
-    try:
-        for decisions, facts in zip(decision_parts(filtered), parts_of(filtered, FACTS), strict=True):
-            with pq.ParquetFile(decisions) as decided, pq.ParquetFile(facts) as known:
-                for group in range(decided.num_row_groups):  # both tables have the same rows in each group
-                    rows = decided.read_row_group(group, ["image_id", "text"]).to_pylist()
-                    opted_out = known.read_row_group(group, ["opted_out"])["opted_out"].to_pylist()
-                    for row, entry in zip(rows, opted_out, strict=True):
-                        if row["text"] and (entry is not None or (row["image_id"], row["text"]) in texts):
-                            return True
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise DataError(f"{filtered}: unreadable ({error}); run `align filter` again") from None
-    return False
 
 
 def _offsets(shards: Path, shard: Shard) -> list[list[int]]:

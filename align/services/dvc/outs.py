@@ -19,7 +19,6 @@ from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
 from align.durable.files import make_parent
 from align.errors import ConfigError, DataError
 from align.project.declared import DVC_FILE, all_outs
-from align.services.dvc.objects import place
 from align.services.dvc.repository import settings
 
 _PIPELINE = Path(DVC_FILE)
@@ -144,11 +143,15 @@ def linked(out: Path, folder: Path) -> Path:
     outs = [one for stage in stages.values() for one in stage.get("outs", ()) if Path(one["path"]) == out]
     if outs and outs[0].get("md5"):
         cache = Path(settings(Path())["cache"])
-        listing = place(cache, outs[0]["md5"])
+        listing = _place(cache, outs[0]["md5"])
         files = json.loads(listing.read_bytes()) if listing.is_file() else []
-        if files and all(place(cache, file["md5"]).is_file() for file in files):
+        if files and all(_place(cache, file["md5"]).is_file() for file in files):
             for file in files:
                 path = folder / file["relpath"]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.symlink_to(place(cache, file["md5"]))
+                path.symlink_to(_place(cache, file["md5"]))
     return folder
+
+
+def _place(cache: Path, md5: str) -> Path:
+    return cache / "files" / "md5" / md5[:2] / md5[2:]

@@ -19,8 +19,6 @@ ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_be
 #: first 16 digits, since one model may get another index; the tag says which is the version's.
 MODEL_ARTIFACT, INDEX_ARTIFACT = "model", "index"
 MODEL_DIGEST, INDEX_DIGEST = "align.model_digest", "align.index_digest"
-#: What the version's lineage page shows, as JSON (`align.lineage.trace.version_pages`).
-LINEAGE_PAGE = "align.lineage_page"
 
 
 @dataclass(frozen=True)

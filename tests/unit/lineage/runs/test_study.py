@@ -9,7 +9,7 @@ from align.display.figure import BAD, GOOD, LIGHT
 from align.lineage.runs import study as module
 from align.lineage.runs.run import ComparedRun
 from align.lineage.runs.study import COLUMNS, notes, page, read_runs, rows, write
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.at_revision import Revisions
 from tests.support.params import load_params
 
 ARMS = ("base", "more", "less", "same")
@@ -38,7 +38,7 @@ def found(monkeypatch, tmp_path, seeds=3, without=(), other=""):
     monkeypatch.setattr(module, "read_run", read)
     names = {(arm, seed): f"{arm}-{seed}" for arm in ARMS for seed in range(seeds) if f"{arm}-{seed}" not in without}
     missing = {(arm, int(seed)): "it failed" for arm, seed in (name.split("-") for name in without)}
-    return read_runs(STUDY, names, missing, load_params().section(PathsConfig), DataVersions(tmp_path, tmp_path))
+    return read_runs(STUDY, names, missing, load_params().section(PathsConfig), Revisions(tmp_path, tmp_path))
 
 
 def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch, tmp_path):

@@ -17,12 +17,11 @@ from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import iter_images, kept_scan, raw_shards, read_table
 from align.ingest.writer import RawShardWriter, write_raw_manifest
-from align.lineage.take_down.purge_plan import opted_out_pairs
+from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.take_down.requests import read_requests
 from align.lineage.take_down.stored_tars import stored_tars
-from align.lineage.versions.shard_samples import shards_show
-from align.lineage.versions.who_saw import SeenBy, WhoSaw
+from align.lineage.versions.who_saw import SeenBy
 from align.services.git import git
 from align.services.s3.store import fetcher, keep_tar
 from align.services.tracking.registry import Version
@@ -162,15 +161,6 @@ def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path):
     assert pq.read_table(raw / "00000.parquet").column_names == table.column_names
 
 
-def test_shards_that_show_a_picture(tmp_path):
-    small_data.write(tmp_path, [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 2)])
-    shards = small_data.write_shards(tmp_path, num_val=1)
-    assert shards_show(shards, frozenset({SHA_B})) and not shards_show(shards, frozenset({SHA_C}))
-    (shards / "val/00000.tar").unlink()
-    with pytest.raises(DataError, match="missing"):
-        shards_show(shards, frozenset({SHA_C}))
-
-
 def requests(raw, **lines):
     files = {}
     for kind, text in lines.items():
@@ -301,8 +291,9 @@ def test_a_worktree_with_data_of_its_own_is_named(raw, capsys, monkeypatch):
 def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(raw, monkeypatch):
     root = raw.parents[1]
     monkeypatch.chdir(root)
+    decision = {"key": ["000010000"], "image_id": [SHA_B], "text": ["text of 000010000"], "keep": [True]}
     made = {
-        "decisions/00000.parquet": {"key": ["000010000"], "image_id": [SHA_B], "text": ["text of 000010000"]},
+        "decisions/00000.parquet": decision,
         "facts/00000.parquet": {"key": ["000010000"], "opted_out": pa.array([None], pa.string())},
     }
     for name in ("filter", "index", "package"):
@@ -329,7 +320,7 @@ def test_a_purge_names_what_it_does_not_touch(raw, capsys, monkeypatch):
     Path(".align/prefect").mkdir(parents=True)
     Path("hits.html").touch()
     version = Version(name="align", number=3, run_id="abc", tags={})
-    seen = WhoSaw((SeenBy(version, None, (), {"train": 1}, "the checkout's data"),))
+    seen = [SeenBy(version, None, "align version 3", {"train": 1}, "the checkout's data")]
     monkeypatch.setattr("align.lineage.take_down.opt_out.who_saw", lambda *_: seen)
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
     for words in (["--purge"], ["--purge", "--yes"]):

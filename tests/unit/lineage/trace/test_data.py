@@ -2,7 +2,6 @@
 
 from align.formats.shards import Manifest, Shard, Split
 from align.lineage.trace.data import given_data
-from align.lineage.trace.graph import Graph, missing
 
 
 def test_it_names_the_tars_and_claims_no_gate(tmp_path):
@@ -16,11 +15,9 @@ def test_it_names_the_tars_and_claims_no_gate(tmp_path):
     manifest = Manifest(image_px=0, digest="d" * 64, splits=splits, left_out={"no text": 4})
     (tmp_path / "index").mkdir()
     (tmp_path / "index/manifest.json").write_text(manifest.model_dump_json(exclude_none=True))
-    graph = Graph("align@champion", "a version")
-    here = graph.nodes[given_data(graph, "d" * 64, tmp_path)]
+    here = given_data("d" * 64, tmp_path)
     facts = dict(here.facts)
-    assert (here.kind, here.state, here.brief) == ("shard", "warn", "not gated") and not graph.before(here)
+    assert (here.kind, here.state, here.title) == ("shards", "warn", "data dddddddddddd, not gated")
     assert facts["tars"] == "2, from /data/0.tar to /data/1.tar" and facts["train"] == "4 pictures, 6 pairs"
-    assert facts["gate"].startswith("not gated") and not missing(graph)
-    given_data(graph, "e" * 64, tmp_path)
-    assert "where the tars of data eeeeeeeeeeee lie is not known here" in missing(graph)[0]
+    assert facts["gate"] == "no rule and no gate has seen it" and not here.missing
+    assert "where its tars lie is not known here" in given_data("e" * 64, tmp_path).missing[0]

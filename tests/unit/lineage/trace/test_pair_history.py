@@ -1,6 +1,7 @@
 """What is known of a pair, which `align trace` says first, on a hand-made data/raw, data/filtered and data/shards."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,6 @@ from align.filter.rules import RULES, conditions
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
 from align.lineage.trace.pair_history import look_up
-from align.lineage.trace.text import pair_lines
 from align.lineage.versions.raw_pairs import find_pairs
 from tests.support import small_data
 from tests.support.params import load_params
@@ -79,12 +79,6 @@ def test_a_dropped_pair_says_by_what_first(data):
     short = rule(history, "text_too_short")
     assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
     assert rule(history, "text_too_long")["verdict"] == "passes"
-    history |= {"models": [], "models_line": "no MLflow here"}
-    text = "\n".join(pair_lines(history))
-    assert text.startswith(f"pair {SHORT}: dropped: text_too_short\n")
-    assert f"drops first  num_words = 1; num_words < {THRESHOLDS.min_words}" in text
-    assert "twin       test image vendor/8, equal bytes or hashes" in text
-    assert "models     no MLflow here" in text
 
 
 def test_the_cuts_are_those_that_made_the_decisions(data):
@@ -95,23 +89,14 @@ def test_the_cuts_are_those_that_made_the_decisions(data):
     assert rule(history, "text_too_short")["drops_where"] == "num_words < 2"
     assert rule(history, "image_nsfw")["drops_where"] == "nsfw_score >= 0.125"
     assert rule(history, "text_is_filename")["verdict"] == "off"
-    text = "\n".join(pair_lines(history | {"models": [], "models_line": None}))
     now = f"image_nsfw: nsfw_score >= {THRESHOLDS.nsfw_threshold}, text_too_short: num_words < {THRESHOLDS.min_words}"
-    assert (
-        f"cuts       those that made data/filtered; params.yaml now has {now}, text_is_filename: is_filename;" in text
-    )
+    assert f"params.yaml now has {now}, text_is_filename: is_filename;" in history["cuts_line"]
     funnel = [{"reason": code, "drops_where": cut} for code, cut in conditions(THRESHOLDS).items()]
     write_text(data / "report/report.json", json.dumps({"funnel": funnel}))
     assert explained(data, SHORT)["cuts_line"] is None
     for other in ('{"funnel": [{"reason": "opted_out"}]}', "[", "[]"):  # of an older filter
         write_text(data / "report/report.json", other)
         assert "no report of the filter says" in str(explained(data, SHORT)["cuts_line"])
-
-
-def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data):
-    nothing = {"models": [], "models_line": None}
-    assert "twin       test image vendor/7, cosine 0.9812" in "\n".join(pair_lines(explained(data, KEPT) | nothing))
-    assert "download   failed_to_download: 404" in "\n".join(pair_lines(explained(data, MISSING) | nothing))
 
 
 def test_a_take_down_is_shown(data):
@@ -126,7 +111,6 @@ def test_without_the_later_stages_it_says_so(data, tmp_path):
     history = look_up(row, THRESHOLDS, filtered=no, report=no, policy=no)
     assert (history["decision"], history["opted_out"]) == (None, None)
     assert {one["verdict"] for one in history["rules"]} == {"unknown"}
-    assert "not yet filtered" in "\n".join(pair_lines(history | {"models": [], "models_line": None}))
 
 
 def command(data, *words):
@@ -139,21 +123,24 @@ def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(data, capsys
     (picture,) = (image for key, image in iter_images(raw_shards(data / "raw")[0]) if key == KEPT)
     Path("fox.jpg").write_bytes(picture)
     [row] = find_pairs(data / "raw", "key", [KEPT])
-    place = {"split": "train", "tar": "train/00000.tar", "sample": KEPT, "num_texts": 2}
     for words in (row["sha256"], "fox.jpg", "https://example.org/1.jpg", f"key:{ALSO_KEPT}"):
         assert main(command(data, words, "--json")) == 0
-        pairs = json.loads(capsys.readouterr().out)["pairs"]
-        assert [one["pair"]["key"] for one in pairs] == ([KEPT] if words != f"key:{ALSO_KEPT}" else []) + [ALSO_KEPT]
-        assert all(one["place"] == place for one in pairs)
+        sections = json.loads(capsys.readouterr().out)["sections"]
+        keys = [one["title"].partition(":")[0].removeprefix("pair ") for one in sections if one["kind"] == "pair"]
+        assert keys == ([KEPT] if words != f"key:{ALSO_KEPT}" else []) + [ALSO_KEPT]
+        (place,) = [one for one in sections if one["kind"] == "shards"]
+        assert (place["title"], place["facts"]["sample"], place["facts"]["texts"]) == ("train/00000.tar", KEPT, "2")
     assert main(command(data, SHORT)) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"pair {SHORT}: dropped: text_too_short\n")
-    assert "  models     no MLflow here" in said and "shard      " not in said
-    assert said.index("models     no") < said.index(f"pair {SHORT}: where it comes from, and where it went")
-    assert main(command(data, MISSING)) == 0
-    assert "  models     its picture was never downloaded" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "  decision              dropped: text_too_short\n" in said.out and "no MLflow here" in said.err
+    assert re.search(rf"text_too_short +drops first +num_words = 1 +num_words < {THRESHOLDS.min_words}\n", said.out)
+    assert "    twin                test image vendor/8, equal bytes or hashes\n" in said.out
     assert main(command(data, KEPT)) == 0
-    assert "  shard      train/00000.tar, sample 000000000 with 2 texts; split train" in capsys.readouterr().out
+    assert "    twin                test image vendor/7, cosine 0.9812\n" in capsys.readouterr().out
+    assert main(command(data, MISSING)) == 0
+    said = capsys.readouterr().out
+    assert "    download            failed_to_download: 404" in said
+    assert "    models              its picture was never downloaded" in said
     assert sorted(path.name for path in data.parent.iterdir()) == ["data", "fox.jpg"]
 
 
@@ -162,4 +149,4 @@ def test_an_unavailable_mlflow_is_one_line(data, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main(command(data, KEPT)) == 0
-    assert "models     MLflow at http://127.0.0.1:9" in capsys.readouterr().out
+    assert "MLflow at http://127.0.0.1:9" in capsys.readouterr().err

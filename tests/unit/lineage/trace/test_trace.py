@@ -31,48 +31,48 @@ def data(tmp_path, monkeypatch):
     return root
 
 
-def graph(capsys, *words):
+def traced(capsys, *words):
     assert main(["trace", *words, "--json"]) == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
 
 
 def titles(values):
     found = {}
-    for node in values["nodes"]:
-        found.setdefault(node["kind"], []).append(node["title"])
+    for section in values["sections"]:
+        found.setdefault(section["kind"], []).append(section["title"])
     return found
 
 
 def test_a_kept_pair_leads_to_its_shard_and_says_what_is_not_known(data, capsys):
-    values = graph(capsys, ALSO_KEPT)
+    values = traced(capsys, ALSO_KEPT)
     found = titles(values)
-    assert found["pair"] == [f"pair {ALSO_KEPT}"]
+    assert found["pair"] == [f"pair {ALSO_KEPT}: fox in the snow"]
     assert found["decision"] == ["kept: no rule drops it"]
-    assert found["shard"] == ["train/00000.tar"]
-    assert found["verdict"] == ["verdict not here"]
+    assert found["shards"] == ["train/00000.tar"]
+    assert found["gate"] == ["verdict not here"]
     assert "run" not in found
     (note,) = [line for line in values["notes"] if "MLflow" in line]
     assert note.startswith("no MLflow here")
-    place = next(node["facts"] for node in values["nodes"] if node["kind"] == "shard")
+    place = next(one["facts"] for one in values["sections"] if one["kind"] == "shards")
     assert (place["sample"], place["texts"], place["split"]) == (KEPT, "2", "train")
 
 
 def test_dropped_pairs_end_at_their_rule(data, capsys):
-    found = titles(graph(capsys, SHORT))
+    found = titles(traced(capsys, SHORT))
     assert found["decision"] == ["dropped: text_too_short"]
-    assert "shard" not in found
-    values = graph(capsys, MISSING)
+    assert "shards" not in found
+    values = traced(capsys, MISSING)
     assert titles(values)["decision"] == ["dropped: image_missing"]
     assert values["answers"] == ["its picture was never downloaded, so no model can have seen it"]
 
 
 def test_a_page_and_a_picture_name_all_their_pairs(data, capsys):
-    of_page = titles(graph(capsys, "https://example.org/page?a=\"'><b>"))
-    assert of_page["pair"] == [f"pair {key}" for key in (ALSO_KEPT, SHORT, MISSING)]
+    of_page = titles(traced(capsys, "https://example.org/page?a=\"'><b>"))
+    assert [one.partition(":")[0] for one in of_page["pair"]] == [f"pair {key}" for key in (ALSO_KEPT, SHORT, MISSING)]
     assert len(of_page["page"]) == 1
-    of_picture = titles(graph(capsys, "https://example.org/1.jpg"))
-    assert of_picture["pair"] == [f"pair {KEPT}", f"pair {ALSO_KEPT}"]
-    assert of_picture["shard"] == ["train/00000.tar"]  # both are texts of one sample
+    of_picture = titles(traced(capsys, "https://example.org/1.jpg"))
+    assert [one.partition(":")[0] for one in of_picture["pair"]] == [f"pair {KEPT}", f"pair {ALSO_KEPT}"]
+    assert of_picture["shards"] == ["train/00000.tar"]  # both are texts of one sample
 
 
 def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data, capsys):
@@ -81,12 +81,12 @@ def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data, capsys):
     (report / "verdict.json").write_text('{"passed": tr')
     tar = data / "shards/train/00000.tar"
     tar.write_bytes(tar.read_bytes()[:700])
-    values = graph(capsys, ALSO_KEPT)
+    values = traced(capsys, ALSO_KEPT)
     assert titles(values)["decision"] == ["kept: no rule drops it"]
     assert any("00000.tar: cut off or damaged" in note for note in values["notes"])
-    values = graph(capsys, "train/00000.tar")
-    assert titles(values)["verdict"] == ["verdict not here"]
-    assert "no pages are shown" in str([node["missing"] for node in values["nodes"]])
+    values = traced(capsys, "train/00000.tar")
+    assert titles(values)["gate"] == ["verdict not here"]
+    assert "no pages are shown" in str([one["missing"] for one in values["sections"]])
 
 
 def test_log_needs_a_model_version(data, capsys):

@@ -1,4 +1,4 @@
-"""Whether an index or a filter's output shows what somebody opted out."""
+"""Pairs of data/raw, and samples of data/shards."""
 
 import hashlib
 
@@ -9,47 +9,12 @@ import pytest
 from align.errors import CorruptError, DataError
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.take_down.purge_plan import opted_out_pairs
+from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.raw_pairs import find_pairs, iter_tables
-from align.lineage.versions.shard_samples import count_pairs, counted, filtered_shows, index_shows, iter_stored_samples
-from tests.support import indexed, small_data
+from align.lineage.versions.shard_samples import count_pairs, counted, iter_stored_samples
+from tests.support import small_data
 from tests.support.small_data import Pair
-
-SHA_A, SHA_B, SHA_C = ("a" * 64, "b" * 64, "c" * 64)
-
-
-def test_an_index_is_looked_into(tmp_path):
-    found = {"page_urls": [["https://a.example/page"], ["", ""]], "urls": [[""], ["https://b.example/1.jpg", ""]]}
-    indexed.write(tmp_path, 2, image_id=[SHA_A, SHA_B], texts=[["one"], ["two", "three"]], **found)
-    assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}), OptedOut())
-    nobody = OptedOut([Entry("host", "other.example", "", "")])
-    assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)
-    for kind, value in (("host", "b.example"), ("url", "https://a.example/page")):
-        assert index_shows(tmp_path, frozenset(), OptedOut([Entry(kind, value, "", "")]))
-    pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
-    with pytest.raises(CorruptError, match=r"items.parquet: damaged .*run `align index` again"):
-        index_shows(tmp_path, frozenset(), nobody)
-
-
-def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path):
-    def shows(text, entry, *texts):
-        pq.write_table(pa.table({"image_id": [SHA_A], "text": [text]}), tmp_path / "decisions/00001.parquet")
-        pq.write_table(pa.table({"opted_out": pa.array([entry], pa.string())}), tmp_path / "facts/00001.parquet")
-        return filtered_shows(tmp_path, frozenset(texts))
-
-    for name in ("decisions", "facts"):
-        (tmp_path / name).mkdir()
-        columns = {"image_id": [SHA_C], "text": ["a hen"], "opted_out": pa.array([None], pa.string())}
-        pq.write_table(pa.table(columns), tmp_path / name / "00000.parquet")
-    assert shows("a fox", "host:host.org")
-    assert not shows("", "host:host.org")
-    assert shows("a fox", None, (SHA_A, "a fox"))
-    assert not shows("a fox", None, (SHA_B, "a fox"), (SHA_A, "an owl"))
-    (tmp_path / "facts/00001.parquet").unlink()
-    with pytest.raises(DataError, match="unreadable"):
-        filtered_shows(tmp_path, frozenset())
-
 
 @pytest.fixture
 def shards(tmp_path):

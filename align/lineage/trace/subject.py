@@ -16,7 +16,8 @@ from typing import Literal
 from align.durable.files import sha256_file
 from align.errors import DataError
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName, read_manifest
-from align.lineage.runs.run_list import Place
+from align.lineage.runs.listing import is_id_of
+from align.lineage.runs.run import Run
 from align.lineage.trace.models import Models
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.services.tracking.registry import Version
@@ -24,8 +25,6 @@ from align.services.tracking.registry import Version
 What = Literal["model", "run", "shard", "key", "url", "image"]
 KINDS: tuple[What, ...] = ("model", "run", "shard", "key", "url", "image")
 _HEX_DIGITS_OF_SHA256 = 64
-#: The number of characters of a run's MLflow id that name it.
-_MIN_ID = 8
 #: Names as `register.model_name` allows them: MLflow's searches put them in quotes.
 _VERSION = re.compile(r"(?P<model>[\w.\- ]+)/(?P<number>[0-9]{1,9})|(?P<name>[\w.\- ]+)@(?P<alias>[\w.\-]+)")
 
@@ -46,7 +45,7 @@ class Subject:
     what: What
     title: str
     version: Version | None = None
-    run: Place | None = None
+    run: Run | None = None
     shard: tuple[SplitName, Shard] | None = None
     rows: tuple[RawRow, ...] = ()
 
@@ -73,7 +72,7 @@ class Names:
         shards: Path,
         models: Callable[[str], Models],
         default_model: str,
-        places: Callable[[], list[Place]],
+        places: Callable[[], list[Run]],
     ) -> None:
         self._raw, self._shards, self._model = raw, shards, models
         self._default_model, self._places = default_model, places
@@ -112,9 +111,8 @@ class Names:
 
     def _runs(self, value: str) -> Iterator[Subject]:
         name = value.removeprefix("run/")
-        found = [place for place in self._places() if name in (place.name, place.flow_run) or _has_id(place, name)]
-        # a rerun with the same result has the same name in MLflow, and no branch of its own
-        recorded = [place for place in found if place.branch == name]
+        found = [place for place in self._places() if name in (place.name, place.flow_run) or is_id_of(place, name)]
+        recorded = [place for place in found if place.branch == f"run/{name}"][:1]  # later ones have the same result
         for place in recorded or (found if value == name else ()):
             yield Subject("run", f"run {place.name}", run=place)
 
@@ -179,11 +177,6 @@ def _possible(words: str) -> tuple[tuple[What, ...], ...]:
     return (names, ("image",), ("url",)) if Path(words).is_file() else (names, ("url",))
 
 
-def _has_id(place: Place, text: str) -> bool:
-    """Whether this is the id of its run in MLflow, or the beginning of it."""
-    return place.tracked is not None and len(text) >= _MIN_ID and place.tracked.run_id.startswith(text)
-
-
 def _near(value: str, known: Sequence[str]) -> str:
     near = get_close_matches(value, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -194,7 +187,7 @@ def _exact(subject: Subject, value: str) -> str:
     if subject.run is None:
         return f"{subject.what}:{value}"
     run = subject.run
-    return f"run:run/{run.branch}" if run.branch else f"run:{run.tracked.run_id if run.tracked else run.flow_run}"
+    return f"run:{run.branch or run.run_id}"
 
 
 def _all(manifest: Manifest) -> Iterator[tuple[SplitName, Shard]]:

@@ -24,11 +24,10 @@ from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
-from align.errors import ConfigError, DataError
+from align.errors import ConfigError, DataError, ServiceError
 from align.formats.shards import GIVEN, Shard, SplitName, read_manifest
-from align.lineage.runs.costs import Costs
-from align.lineage.runs.run import ComparedRun
-from align.lineage.runs.run_list import Place, RunList
+from align.lineage.runs.listing import Runs
+from align.lineage.runs.run import Run
 from align.lineage.trace.data import add_data, given_data, unknown_data
 from align.lineage.trace.graph import Graph, missing
 from align.lineage.trace.models import MODEL, Models, add_index, add_run, add_version
@@ -54,13 +53,10 @@ def trace_version(graph: Graph, version: Version, around: Surroundings) -> None:
     _index_of(graph, around)
 
 
-def trace_run(graph: Graph, place: Place, around: Surroundings) -> None:
+def trace_run(graph: Graph, place: Run, around: Surroundings) -> None:
     """From a run back to its data, and on to the versions that it registered."""
     tags = dict(place.tracked.tags) if place.tracked else {}
-    numbers = _numbers(place)
-    digest = tags.get(DATA) or numbers.digests.get("data", "")
-    model = tags.get(MODEL) or numbers.digests.get("model", "")
-    run_id = place.tracked.run_id if place.tracked else ""
+    digest, model, run_id = tags.get(DATA, ""), tags.get(MODEL, ""), place.run_id
     data = training_data({DATA: digest, TRAINED_ON: digest, **tags})
     ends = [_add_digest(graph, one, around, data.not_gated) for one in data.digests if one]
     if not ends:
@@ -69,11 +65,10 @@ def trace_run(graph: Graph, place: Place, around: Surroundings) -> None:
         one for one in around.models.versions
         if (run_id and one.run_id == run_id) or (model and one.tags.get(MODEL) == model)
     ]  # fmt: skip
-    branch = f"run/{place.branch}" if place.branch else ""
     origin = {"align.git_revision": place.commit} if place.commit else {}
     is_its_own = [one for one in versions if one.run_id == run_id or not run_id]
     if not is_its_own:
-        end = add_run(graph, around.models, run_id, tags | origin, around.root, *ends, branch=branch)
+        end = add_run(graph, around.models, run_id, tags | origin, around.root, *ends, branch=place.branch)
         graph.subjects.append(end)
         ends = [end, *ends] if versions else ends
     for one in versions:
@@ -113,13 +108,6 @@ def _add_digest(graph: Graph, digest: str, around: Surroundings, not_gated: Sequ
     return add_data(graph, chain_of(digest, found, around.versions, around.paths))
 
 
-def _numbers(place: Place) -> ComparedRun:
-    try:
-        return place.read()
-    except DataError as error:
-        return ComparedRun(place.name, place.commit, "", None, {}, notes=[str(error)])
-
-
 def _index_of(graph: Graph, around: Surroundings) -> None:
     """The index, where a version of this trace made it."""
     if (around.paths.index / "index.json").is_file() and graph.of_kind("version"):
@@ -154,15 +142,22 @@ def main(params: Params, args: argparse.Namespace) -> None:
             known[name] = known.get(name) or Models(name)
             return known[name]
 
-        runs = RunList(root, paths, versions, Costs(registered.experiment, params.section(HealthConfig)))
-        names = Names(paths.raw, paths.shards, models, registered.model_name, runs.places)
+        runs = Runs(root, params.section(HealthConfig))
+
+        def places() -> list[Run]:
+            try:
+                return runs.listed()
+            except ServiceError:  # which the notes on models say
+                return []
+
+        names = Names(paths.raw, paths.shards, models, registered.model_name, places)
         subject = names.find(args.what)
         if args.log and subject.version is None:
             raise ConfigError(f"--log keeps the page of a model version, and '{args.what}' names {subject.title}")
         name = subject.version.name if subject.version else registered.model_name
         around = surroundings(params, versions, models(name))
         graph = trace(args.what, subject, around)
-        graph.notes += [] if models(name).problem else runs.problems
+        graph.notes += runs.problems
         page = as_page(graph) if args.html or args.log else ""
     for note in graph.notes:
         say(f"trace: {note}")

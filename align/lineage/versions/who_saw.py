@@ -140,7 +140,7 @@ def who_saw(register: RegisterConfig, shards: Path, versions: DataVersions, coun
         tracker = Tracker()
         registered = tracker.registry.versions(register.model_name)
         aliases = tracker.registry.aliases(register.model_name)
-        runs = _unregistered(tracker.runs(f"tags.`{DATA}` != ''", register.experiment), registered)
+        runs = _unregistered(tracker.runs(f"tags.`{TRAINED_ON}` != ''", register.experiment), registered)
     except ServiceError as error:
         return WhoSaw((), (), str(error))
     of_models, of_runs = [training_data(one.tags) for one in registered], [training_data(run.tags) for run in runs]

@@ -126,7 +126,7 @@ def opened_run(
         tags: in addition to those that say who started what, and when.
     """
     tracker = Tracker(run.mlflow_tracking_uri)
-    run_id = _continued(tracker, run, known)
+    run_id = _continued(tracker, run, known, tags)
     if run_id is None:
         run_id = tracker.start_run(experiment, name, run.attempt, {**_tags(run), **tags})
         tracker.log_params(run_id, known)
@@ -169,11 +169,12 @@ def _tags(run: RunContext) -> dict[str, str]:
     }
 
 
-def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> str | None:
-    """The run of an earlier attempt of this flow run, if it began with the same parameters; it continues."""
+def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
+    """The run of an earlier attempt of this flow run, if it began with these parameters and tags; it continues."""
     condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
     for earlier in tracker.runs(condition):
-        if {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items():
+        is_same = {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items()
+        if is_same and tags.items() <= earlier.tags.items():  # all runs of a study are of one flow run
             tracker.resume_run(earlier.run_id, run.attempt)
             return earlier.run_id
     return None

@@ -103,11 +103,11 @@ class Runs:
         if state == "killed" and tracked.tags.get(ENDED) == "cancelled":
             state = "cancelled"
         run = tracked_as_run(tracked, state, self._health)
-        liveness, folder = working or ("", None)
         if state != "unknown":
             return replace(run, why=tracked.tags.get(WHY, ""))
-        if folder is None or liveness not in ("live", "dead"):
+        if working is None or working[0] not in ("live", "dead"):
             return replace(run, why="MLflow has it as running")
+        liveness, folder = working
         place = str(folder.relative_to(self._root) if folder.is_relative_to(self._root) else folder)
         if liveness == "dead":
             return replace(run, state="killed", why="`align runs --repair` ends it", folder=place)

@@ -128,7 +128,7 @@ def measured_run(run: Run, tracker: Tracker) -> Run:
 def checkout_as_run(root: Path, params: Params) -> Run:
     """The checkout: these values, and the reports that lie there."""
     paths = params.section(PathsConfig)
-    values, others = known_params(params), ()
+    values, others = known_params(params), tuple[str, ...]()
     if paths.is_made_elsewhere(params.section(FinetuneConfig).start):
         others = MAKE_PRETRAINED
         config = root / paths.finetuned / "config.json"  # of the model that fine-tuning began with
@@ -151,8 +151,10 @@ def _costs(tracked: TrackedRun, health: HealthConfig) -> dict[str, float | str]:
     cached = tracked.tags.get(CACHED_STAGES, "").split(", ")
     costs: dict[str, float | str] = {f"{stage}/{HOURS}": CACHED for stage in STAGES if stage in cached}
     for stage in STAGES:
-        logged = {what: tracked.metrics.get(f"{stage}/train/{what}") for what in (HOURS, SPEED, COST)}
-        costs |= {f"{stage}/{what}": value for what, value in logged.items() if value is not None}
-        if logged[HOURS] is not None and health.price_per_hour is not None:
-            costs.setdefault(f"{stage}/{COST}", logged[HOURS] * health.price_per_hour)
+        for what in (HOURS, SPEED, COST):
+            if (value := tracked.metrics.get(f"{stage}/train/{what}")) is not None:
+                costs[f"{stage}/{what}"] = value
+        hours, price = tracked.metrics.get(f"{stage}/train/{HOURS}"), health.price_per_hour
+        if hours is not None and price is not None:
+            costs.setdefault(f"{stage}/{COST}", hours * price)
     return costs

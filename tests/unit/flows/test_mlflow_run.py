@@ -26,7 +26,7 @@ class Logged:
         return self.started
 
     def start_run(self, experiment, name, attempt, tags):
-        self.started.append(SimpleNamespace(run_id="r", params={}))
+        self.started.append(SimpleNamespace(run_id="r", params={}, tags=tags))
         return "r"
 
     def resume_run(self, run_id, attempt):
@@ -54,6 +54,8 @@ def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(tm
     assert tracker.states == ["cancelled", "KILLED", "RUNNING", "FINISHED"] and len(tracker.started) == 1
     with mlflow_run.opened_run(run, "e", "n", {"model": "other"}, {}):
         assert len(tracker.started) == 2
+    with mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {"align.arm": "base"}):
+        assert len(tracker.started) == 3
 
 
 def test_a_run_that_fails_says_why_in_mlflow(tmp_path, monkeypatch):

@@ -1,32 +1,45 @@
-"""The MLflow run of a pipeline run: its values from its first second on, and its end."""
+"""The MLflow run of a pipeline run: each has one, from its first second to its end, and MLflow's list is that of runs.
+
+Its tags say who started what, the branch and the commit that it became, digests of its data, model and evaluation sets,
+the stages that came from the cache, and why it failed.
+"""
 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from prefect import get_run_logger, runtime
 
-from align.config import Params
-from align.config.model import ModelConfig
-from align.config.params import flattened
-from align.config.paths import MAKE_PRETRAINED, PathsConfig
-from align.config.recipe import FinetuneConfig
+from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
-from align.config.sections import changing_bytes
-from align.errors import ServiceError
+from align.config.sections import known_params
+from align.errors import AlignError, ServiceError, without_logins
 from align.pipeline.run import running_services
-from align.release.promotion.gates import REVISION
 from align.release.registration.shown import headline, log_report, tables
 from align.services.git import resolve
-from align.services.tracking.tracker import ENDED, FLOW_RUN, Status, Tracker, param_text
+from align.services.tracking.tracker import (
+    BRANCH,
+    CACHED_STAGES,
+    ENDED,
+    FLOW_RUN,
+    REVISION,
+    SOURCE,
+    WHY,
+    Status,
+    Tracker,
+    param_text,
+)
 from flows.checkout import run_branch
 from flows.dag import Stage
 from flows.tasks import this_run
 from flows.tasks.run_context import RunContext
+
+#: MLflow refuses longer tags.
+_MAX_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -57,26 +70,24 @@ class MlflowRun:
         """The address where it is listed with the others; None if no server shows it."""
         return self.tracker.runs_page(self.experiment, self.server)
 
-    def recorded(self, name: str, commit: str) -> None:
-        """Names the branch of the run, which may have become another one than expected."""
-        self.tracker.set_tags(self.run_id, {REVISION: commit})
+    def recorded(self, name: str, commit: str, cached: Sequence[str]) -> None:
+        """Names the branch that the run became, perhaps another than expected, and its stages from the cache."""
+        self.tracker.set_tags(self.run_id, {BRANCH: f"run/{name}", REVISION: commit, CACHED_STAGES: ", ".join(cached)})
         if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
             self.tracker.rename_run(self.run_id, name)
 
 
 @contextmanager
-def mlflow_run(run: RunContext) -> Iterator[MlflowRun | None]:
-    """Opens the MLflow run that stages log into while it works; None if no training stage has to run.
+def mlflow_run(run: RunContext) -> Iterator[MlflowRun]:
+    """Opens the MLflow run that stages log into while they work, and ends it. A retry of a flow run continues its run.
 
-    The flow starts it, so the flow ends it: finished, failed or killed. A retry of a flow run continues its run.
+    Raises:
+        ServiceError: MLflow is unavailable; nothing was made yet.
     """
-    if not any(stage.flow == "training" and stage.name in run.stale for stage in run.chosen.stages):
-        yield None
-        return
     name = run_branch.next_name(run.root, run.name)
     experiment = run.params.section(RegisterConfig).experiment
     with (
-        opened_run(run, experiment, name, starting_params(run.params), run.tags) as opened,
+        opened_run(run, experiment, name, known_params(run.params), run.tags) as opened,
         opened.tracker.watched(opened.run_id),
     ):
         yield opened
@@ -115,21 +126,22 @@ def opened_run(
         tags: in addition to those that say who started what, and when.
     """
     tracker = Tracker(run.mlflow_tracking_uri)
-    run_id = _continued(tracker, run, known)
+    run_id = _continued(tracker, run, known, tags)
     if run_id is None:
         run_id = tracker.start_run(experiment, name, run.attempt, {**_tags(run), **tags})
         tracker.log_params(run_id, known)
-    status: Status = "KILLED"
+    status: Status = "KILLED"  # by a signal, or in Prefect's UI; a process that is killed comes to no end
+    ends = {ENDED: "cancelled"}
     try:
         yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
+        status, ends = "FINISHED", {}
+    except Exception as error:
+        status, ends = "FAILED", {WHY: _in_a_line(error)}
         raise
     finally:
         try:
-            if status == "KILLED":  # by a signal or in Prefect's UI; a process that is killed comes to no end
-                tracker.set_tags(run_id, {ENDED: "cancelled"})
+            if ends:
+                tracker.set_tags(run_id, ends)
             tracker.end_run(run_id, status=status)
         except ServiceError as error:
             this_run.leaves_something()
@@ -138,15 +150,9 @@ def opened_run(
             get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
 
 
-def starting_params(params: Params) -> dict[str, Any]:
-    """`section.key` -> value, as far as it is known before the model is made.
-
-    `align register` adds the rest: if fine-tuning begins with a model from elsewhere, its folder has the shape.
-    """
-    values = changing_bytes(params.values)
-    if params.section(PathsConfig).is_made_elsewhere(params.section(FinetuneConfig).start):
-        values = {name: each for name, each in values.items() if name not in (*MAKE_PRETRAINED, ModelConfig.section)}
-    return flattened(values)
+def _in_a_line(error: Exception) -> str:
+    said = str(error) if isinstance(error, AlignError) else f"{type(error).__name__}: {error}"
+    return without_logins(" ".join(said.split()))[:_MAX_TAG]
 
 
 def _tags(run: RunContext) -> dict[str, str]:
@@ -156,18 +162,19 @@ def _tags(run: RunContext) -> dict[str, str]:
         who = "unknown"
     return {
         "mlflow.user": who,
-        "mlflow.source.name": "align run" if runtime.deployment.id is None else f"deployment {runtime.deployment.name}",
+        SOURCE: "align run" if runtime.deployment.id is None else f"deployment {runtime.deployment.name}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": resolve(run.root, "HEAD"),
         FLOW_RUN: _flow_run(),
     }
 
 
-def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> str | None:
-    """The run of an earlier attempt of this flow run, if it began with the same parameters; it continues."""
+def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
+    """The run of an earlier attempt of this flow run, if it began with these parameters and tags; it continues."""
     condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
     for earlier in tracker.runs(condition):
-        if {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items():
+        is_same = {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items()
+        if is_same and tags.items() <= earlier.tags.items():  # all runs of a study are of one flow run
             tracker.resume_run(earlier.run_id, run.attempt)
             return earlier.run_id
     return None

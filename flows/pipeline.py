@@ -31,7 +31,7 @@ from flows.checkout.run_branch import Recorded
 from flows.checkout.workspace import in_checkout, in_worktree
 from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
-from flows.mlflow_run import mlflow_run
+from flows.mlflow_run import MlflowRun, mlflow_run
 from flows.pages.progress import RunPage, put_markdown, run_page
 from flows.pages.summary import summarise
 from flows.plan import make_plan
@@ -73,7 +73,10 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
                 root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=record.attempt_id,
                 kept=workspace.kept, tags=asked.tags or {},
             )  # fmt: skip
-            return _run(asked.with_stages(run), asked.ref or "HEAD")
+            run = asked.with_stages(run)
+            with mlflow_run(run) as opened:
+                run = run.model_copy(update={"mlflow_run_id": opened.run_id, "mlflow_page": opened.page})
+                return _run(run, opened, asked.ref or "HEAD")
 
 
 @flow(flow_run_name="data")
@@ -123,7 +126,7 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> list
     return [last_line(lines), *(line for line in lines if line.startswith(VERDICT))]
 
 
-def _run(run: RunContext, ref: str) -> str:
+def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.dirty:
         this_run.tag("dirty")
     since = time.time()
@@ -142,31 +145,27 @@ def _run(run: RunContext, ref: str) -> str:
     try:
         with run_page(run.name) as page, stop.whatever_it_became():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
+            page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
+            if opened.comparison:
+                page.links["beside other runs"] = opened.comparison
             page.watch(progress_file(run.root), run.chosen.stages)
-            return _run_stages(run, page)
+            return _run_stages(run, opened, page)
     finally:
         keep_speeds(run, since)
 
 
-def _run_stages(run: RunContext, page: RunPage) -> str:
+def _run_stages(run: RunContext, opened: MlflowRun, page: RunPage) -> str:
     outcomes: list[StageOutcome] = []
-    with mlflow_run(run) as opened:
-        if opened:
-            page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
-            if opened.comparison:
-                page.links["beside other runs"] = opened.comparison
-            run = run.model_copy(update={"mlflow_run_id": opened.run_id, "mlflow_page": opened.page})
-        if _stages(run, "data"):
-            outcomes = data(run)
-        if _stages(run, "training"):
-            run = train_elsewhere(run)
-            outcomes = training(run, outcomes)
-        if _stages(run, "release"):
-            outcomes, recorded, (version, *verdict) = release(run, outcomes)
-        else:
-            recorded, (version, *verdict) = record(run), NOT_REGISTERED
-        if opened:
-            opened.recorded(recorded.name, recorded.commit)
+    if _stages(run, "data"):
+        outcomes = data(run)
+    if _stages(run, "training"):
+        run = train_elsewhere(run)
+        outcomes = training(run, outcomes)
+    if _stages(run, "release"):
+        outcomes, recorded, (version, *verdict) = release(run, outcomes)
+    else:
+        recorded, (version, *verdict) = record(run), NOT_REGISTERED
+    opened.recorded(recorded.name, recorded.commit, [one.stage for one in outcomes if not one.ran])
     page.links["branch"] = f"run/{recorded.name} ({recorded.commit[:10]})"
     page.links["registered"] = version
     told = [*[line for one in outcomes for line in one.warnings][-MAX_WARNINGS:], *verdict]

@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -93,7 +92,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
     `shared`, the environment of a server for others, names its stores instead. Then clients send and get files through
     the server, and need no credentials of the object store.
     """
-    from mlflow import environment_variables as variables
+    from mlflow import server
     from mlflow.server import constants
 
     from align.services.tracking.tracker import make_database
@@ -121,11 +120,8 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
         constants.BACKEND_STORE_URI_ENV_VAR: database,
         constants.REGISTRY_STORE_URI_ENV_VAR: database,
         constants.ARTIFACT_ROOT_ENV_VAR: artifacts,
-        variables._MLFLOW_SGI_NAME.name: "uvicorn",
-        # Both tell MLflow that this process is a server, which must never run code that a client has stored.
-        variables._MLFLOW_SERVER_BOOT_ID.name: uuid.uuid4().hex,
-        variables._MLFLOW_IN_JOB_EXECUTOR.name: "false",
     }
+    server.is_running_as_server = True  # a server must never run code that a client has stored
     from mlflow.server.handlers import initialize_backend_stores
 
     initialize_backend_stores(database, database, artifacts)

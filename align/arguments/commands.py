@@ -225,7 +225,7 @@ def compare(parser: ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="NAME of branch run/NAME, a git revision of a run, or . for this checkout; two or more",
+        help="name of a run, its id in MLflow or Prefect, or . for this checkout; two or more",
     )
     _output(parser, "with the tables and bars")
 

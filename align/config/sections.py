@@ -14,8 +14,8 @@ from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.infrastructure import ClusterConfig, EngineConfig, HealthConfig, StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.model import ModelConfig
-from align.config.params import Section
-from align.config.paths import PathsConfig
+from align.config.params import Params, Section, flattened
+from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.config.release import PromoteConfig, RegisterConfig
 from align.config.search import IndexConfig, SearchConfig
@@ -40,3 +40,14 @@ def changing_bytes(values: Mapping[str, Any]) -> dict[str, Any]:
     A section without a class is left out: nothing reads it.
     """
     return {name: content for name, content in values.items() if name in SECTIONS and SECTIONS[name].changes_bytes}
+
+
+def known_params(params: Params) -> dict[str, Any]:
+    """`section.key` -> value of what makes a run's result, as far as it is known before the model is made.
+
+    If fine-tuning begins with a model from elsewhere, that model's folder has the shape.
+    """
+    values = changing_bytes(params.values)
+    if params.section(PathsConfig).is_made_elsewhere(params.section(FinetuneConfig).start):
+        values = {name: each for name, each in values.items() if name not in (*MAKE_PRETRAINED, ModelConfig.section)}
+    return flattened(values)

@@ -32,7 +32,7 @@ from align.release.registration.shown import headline, log_report, tables
 from align.search.given_model import given_model, given_version
 from align.services.git import git_if_any
 from align.services.tracking.address import current_flow_run_id, who_acts
-from align.services.tracking.tracker import FLOW_RUN, PARENT, Tracker
+from align.services.tracking.tracker import EVALUATION, FLOW_RUN, PARENT, SOURCE, Tracker
 
 #: Below the working directory: the reports that MLflow did not take, a folder for each model and suite.
 KEPT = Path(".align/evaluations")
@@ -86,7 +86,7 @@ def _logged(params: Params, parent: str | None, name: str, report: Path, known: 
     digests = {f"set.{name}": of["digest"] for name, of in measured["sets"].items()}
     tags = {
         PARENT: parent, FLOW_RUN: current_flow_run_id(), "mlflow.user": who_acts(),
-        "mlflow.source.name": "align evaluate", "mlflow.source.type": "LOCAL",
+        SOURCE: EVALUATION, "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": (git_if_any(Path(), "rev-parse", "HEAD") or "").strip(),
     }  # fmt: skip
     experiment = params.section(RegisterConfig).experiment

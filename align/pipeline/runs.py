@@ -4,7 +4,7 @@
     align runs show NAME        all that is known of one
     align runs --repair         ends what a killed run left unfinished in Prefect and MLflow, and removes its worktree
 
-Needs no server. The repair is another program, so that nothing here imports Prefect.
+Needs no server: MLflow's file has the runs. The repair is another program, so that nothing here imports Prefect.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-from align.arguments.commands import NUM_SHOWN
 from align.config import Params
-from align.config.infrastructure import EngineConfig, HealthConfig
-from align.config.paths import PathsConfig
-from align.config.release import RegisterConfig
+from align.config.infrastructure import HealthConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json
-from align.errors import ConfigError, DataError
-from align.lineage.runs.costs import Costs
-from align.lineage.runs.run_list import RunList, a_row_each, as_json, list_lines, one_lines
-from align.lineage.versions.at_revision import Revisions
+from align.errors import ConfigError
+from align.lineage.runs.listing import Runs, as_json, list_lines, one_lines
+from align.lineage.runs.tables import params_table
 from align.pipeline.run import flow_environment, running_services
 
 
@@ -35,6 +30,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: the words do not go together.
         DataError: there is no such run.
+        ServiceError: MLflow is unavailable.
     """
     if args.repair:
         if args.what or args.json:
@@ -49,33 +45,23 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _list(params: Params, args: argparse.Namespace) -> None:
-    root, paths = Path.cwd(), params.section(PathsConfig)
-    costs = Costs(params.section(RegisterConfig).experiment, params.section(HealthConfig))
-    with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:
-        runs = RunList(root, paths, Revisions(root, Path(folder)), costs)
-        places = runs.places()
-        if args.what == "show":
-            name = args.names[0].removeprefix("run/")
-            chosen = [place for place in places if name in (place.name, place.flow_run)]
-            if not chosen:
-                known = ", ".join(place.name for place in places[:NUM_SHOWN]) or "none"
-                raise DataError(f"'{name}' is not a run; the newest are: {known}")
-        else:
-            places = a_row_each(places)
-            chosen = places[: args.last]
-        listed = runs.read(chosen, _pages(root))
-    notes = [*runs.problems, *(note for run in listed for note in run.numbers.notes)]
-    for note in [*notes, costs.problem] if costs.problem and any(run.place.branch for run in listed) else notes:
-        say(f"runs: {note}")
+    root = Path.cwd()
+    runs, pages = Runs(root, params.section(HealthConfig)), _pages(root)
+    found = runs.named(args.names[0]) if args.what == "show" else runs.listed()
+    listed = runs.measured(found if args.what == "show" else found[: args.last])
+    for problem in runs.problems:
+        say(f"runs: {problem}")
     if args.json:
-        show_json(to_json(as_json(listed)))
+        differ = [name for name, _ in params_table(listed).rows]
+        found_runs = [as_json(run, pages) for run in listed]
+        show_json(to_json({"schema_version": 1, "params_that_differ": differ, "runs": found_runs}))
     elif args.what == "show":
         for run in listed:
-            show(*one_lines(run))
+            show(*one_lines(run, pages))
     elif listed:
-        show(*list_lines(listed))
-        if len(places) > len(listed):
-            show("", f"{len(places) - len(listed)} older ones are not shown; --last {len(places)} shows all")
+        show(*list_lines(listed, pages))
+        if len(found) > len(listed):
+            show("", f"{len(found) - len(listed)} older ones are not shown; --last {len(found)} shows all")
     else:
         say("runs: there are none yet; `align run --name first` makes one")
 

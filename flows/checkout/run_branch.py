@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from align.config import load_params
-from align.config.params import PARAMS_FILE, parse_yaml
+from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
-from align.services.git import LOCK_FILE, commit_files, git, resolve
+from align.services.git import LOCK_FILE, commit_files, git
 
 #: New files of these names are part of a run, even if git does not track them yet; `dvc add` writes `*.dvc`.
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
@@ -114,26 +112,6 @@ def record(root: Path, name: str, message: str) -> Recorded:
             continue
         return Recorded(new, commit, is_new=True)
     raise AssertionError
-
-
-def branch_of(root: Path, name: str, commit: str, overrides: Mapping[str, Any]) -> str | None:
-    """The newest recorded run of this name that was made from the files of a commit, with these parameters changed.
-
-    Returns its branch without `run/`; None if there is none.
-    """
-    wanted = parse_yaml(git(root, "show", f"{commit}:{PARAMS_FILE}"))
-    for key, value in overrides.items():
-        *parents, last = key.split(".")
-        node = wanted
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    tree = resolve(root, commit, "tree")
-    for number, tip in sorted(_branches(root, name).items(), reverse=True):
-        is_same = parse_yaml(git(root, "show", f"{tip}:{PARAMS_FILE}")) == wanted
-        if is_same and resolve(root, f"{tip}^", "tree") == tree:
-            return _numbered(name, number)
-    return None
 
 
 def _branches(root: Path, name: str) -> dict[int, str]:

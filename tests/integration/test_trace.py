@@ -116,7 +116,7 @@ def run_and_register(root, server, name, aliases):
     data = json.loads((root / "data/shards/manifest.json").read_text())["digest"]
     model = json.loads((root / "reports/package/report.json").read_text())["digest"]
     tags = {"align.data_digest": data, "align.trained_on": data, "align.model_digest": model,
-            "align.git_revision": recorded.commit,
+            "align.git_revision": recorded.commit, "align.branch": f"run/{recorded.name}",
             "align.index_digest": sha256_folder(root / "data/index")}  # fmt: skip
     tracker = Tracker(server)
     run = tracker.start_run(MODEL, recorded.name, tags=tags)
@@ -264,7 +264,7 @@ def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(p
 def test_without_mlflow_the_data_half_is_shown_with_one_line(project, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for words in (key_of(project, 4), "train/00000.tar", "run/first"):
+    for words in (key_of(project, 4), "train/00000.tar"):
         assert main(["trace", words]) == 0
         said = capsys.readouterr()
         assert len([line for line in said.err.splitlines() if "MLflow at http://127.0.0.1:9" in line]) == 1, words
@@ -289,10 +289,11 @@ def test_the_page_is_kept_with_the_version_once(project, mlflow_server, capsys):
     assert "--log keeps the page of a model version" in refused(capsys, "train/00000.tar", "--log")
 
 
-def test_what_is_ambiguous_or_unknown_is_one_line(project, capsys):
+def test_what_is_ambiguous_or_unknown_is_one_line(project, mlflow_server, capsys):
     key = key_of(project, 4)
-    git(project, "branch", f"run/{key}", "run/first")
+    run = Tracker(mlflow_server).start_run(MODEL, key, tags={"align.branch": f"run/{key}"})
     line = refused(capsys, key)
+    MlflowClient(mlflow_server).delete_run(run)  # the server is that of other tests, too
     assert f"'{key}' names more than one thing: run {key} (`run:run/{key}`), pair {key} (`key:{key}`)" in line
     assert facts(traced(capsys, f"key:{key}"), "pair")["sha256"]
     assert "did you mean first?" in refused(capsys, "firts")

@@ -6,7 +6,6 @@ tests/integration/test_champion.py asks this and MLflow the same questions.
 import itertools
 import re
 import shutil
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +114,7 @@ class MemoryTracker(Tracker):
 
     def __init__(self, root):
         self.uri, self.root, self._client = "memory", root, MemoryClient(root)
-        self.registry = Registry(self._client, nullcontext)
+        self.registry = Registry(self._client)
         self._numbers = itertools.count()
         self._tags = {}
         self._metrics = {}

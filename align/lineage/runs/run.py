@@ -1,30 +1,32 @@
-"""One run as `align compare` shows it: parameters, code, data, main metrics, cost.
-
-Parameters are read from the commit's params.yaml, and what the stages wrote, by the hashes in its dvc.lock, from DVC's
-cache or its remotes; for the checkout, both from its files. For the cost, see `align.lineage.runs.costs`.
-"""
+"""One run as `align compare` and `align runs` show it: as MLflow has it, or this checkout as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Any
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 
-from ruamel.yaml.error import YAMLError
-
-from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
+from align.config import Params
+from align.config.infrastructure import HealthConfig
+from align.config.model import ModelConfig
+from align.config.params import flattened
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
-from align.errors import DataError, FormatError, without_logins
-from align.formats.query_ranks import RANKS
-from align.lineage.versions.at_revision import FilesAt, Revisions
+from align.config.recipe import FinetuneConfig
+from align.config.sections import known_params
+from align.errors import without_logins
+from align.release.registration.shown import DIGESTS, digests_of, metrics_of, table_metrics
 from align.services.git import git_if_any
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import BRANCH, CACHED_STAGES, FLOW_RUN, REVISION, Tracker, param_text
 
 #: The name of the checkout as a run.
 HERE = "."
-#: What is compared as code, where a repository has it.
-CODE = ("align", "flows", "dvc.yaml", "code.yaml")
-_METRICS, _MANIFEST, _REPORT, _CONFIG = "metrics.json", "manifest.json", "report.json", "config.json"
+#: What training cost: `STAGE/WHAT` -> a number, or CACHED if the stage did not run.
+STAGES = ("pretrain", "finetune")
+HOURS, SPEED, COST = "device_hours", "pairs_per_s", "cost"
+CACHED = "cached"
 
 
 @dataclass(frozen=True)
@@ -41,36 +43,57 @@ class Measured:
         return self.low > other.high or self.high < other.low
 
 
-@dataclass
-class ComparedRun:
+@dataclass(frozen=True)
+class Run:
     """One run.
 
     Attributes:
-        name: as it is shown: the branch, the revision, or `.`.
-        commit: of the run; of the checkout, HEAD.
-        day: the commit's, such as 2026-01-31.
-        made_from: the commit that the run's own commit is based on; None for the checkout.
-        params: `section.key` -> value, as params.yaml has it.
-        metrics: of every stage, by their flat names.
-        digests: of the data (sha256 of the shards' manifest), of the packaged model, and, as `set/NAME`, of what each
-            set was measured on, as far as they are known.
-        costs: see `align.lineage.runs.costs`.
-        notes: what could not be read, and how to get it.
-        ranks: the file with the rank of each query, if the run has it.
-        others: stages that made another model than the one that fine-tuning began with; nothing of them is here.
+        name: that of its branch without `run/`, or MLflow's; `.` is the checkout.
+        state: see `align.lineage.runs.listing`; of the checkout, empty.
+        time: when it ended, or began if it has not; seconds since 1970.
+        commit: of its branch, or the one that it was started from; of the checkout, HEAD.
+        params: `section.key` -> value, as MLflow shows it.
+        metrics: of every stage, by their flat names; empty until `measured_run` has read them.
+        digests: what names its `data`, `model` and `evaluation`, as far as they are known.
+        costs: see STAGES.
+        tracked: as MLflow has it; None of the checkout.
+        folder: where it works, or has worked; empty: not known here.
+        why: it failed.
+        doing: how far it is, if it is running and says so.
     """
 
     name: str
+    state: str
+    time: float
     commit: str
-    day: str
-    made_from: str | None
-    params: Mapping[str, Any]
-    metrics: dict[str, float] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    costs: dict[str, float | str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    ranks: Path | None = None
-    others: tuple[str, ...] = ()
+    params: Mapping[str, str]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, float | str] = field(default_factory=dict)
+    tracked: TrackedRun | None = None
+    folder: str = ""
+    why: str = ""
+    doing: str = ""
+
+    @property
+    def branch(self) -> str:
+        """`run/NAME`; empty: it was not recorded."""
+        return self.tracked.tags.get(BRANCH, "") if self.tracked else ""
+
+    @property
+    def flow_run(self) -> str:
+        """Its id in Prefect; empty: it is none there."""
+        return self.tracked.tags.get(FLOW_RUN, "") if self.tracked else ""
+
+    @property
+    def run_id(self) -> str:
+        """Its id in MLflow; empty of the checkout."""
+        return self.tracked.run_id if self.tracked else ""
+
+    @property
+    def when(self) -> str:
+        """Its time in words, such as 2026-01-31T12:00:00Z."""
+        return datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def measured(self) -> dict[str, Measured]:
         """The main metrics: recall@10 and accuracies, those that have an interval and a chance level."""
@@ -82,141 +105,56 @@ class ComparedRun:
         }
 
 
-def read_run(name: str, root: Path, paths: PathsConfig, revisions: Revisions) -> ComparedRun:
-    """Reads one run.
-
-    Args:
-        name: `.`, the name of a run (NAME of branch run/NAME), or a git revision.
-        root: the checkout.
-        paths: where stages write.
-        revisions: what git and DVC have recorded.
-
-    Raises:
-        DataError: there is no such run, or it has no dvc.lock.
-        FormatError: its params.yaml is not valid.
-    """
-    shown, commit = (HERE, _commit(root, "HEAD", HERE)) if name == HERE else _resolve(root, name)
-    day, _, parents = (git_if_any(root, "show", "-s", "--format=%cs %P", commit) or "").strip().partition(" ")
-    if name == HERE:
-        text = (root / PARAMS_FILE).read_text("utf-8") if (root / PARAMS_FILE).is_file() else None
-        files = FilesAt(root)
-    else:
-        text = git_if_any(root, "show", f"{commit}:{PARAMS_FILE}")
-        files = revisions.at(shown)
-    values = _values(text, shown)
-    others = MAKE_PRETRAINED if _begins_elsewhere(values) else ()
-    if others:
-        shape = (_read(files, paths.finetuned, _CONFIG) or {}).get("model")
-        values = _of_another_start(values, shape if isinstance(shape, dict) else {})
-    made_from = None if name == HERE else parents.split(" ")[0]
-    run = ComparedRun(shown, commit, day, made_from, dict(_flat(values, "")), others=others)
-    _read_reports(run, files, paths)
-    return run
-
-
-def read_folder(name: str, folder: Path, paths: PathsConfig | None) -> ComparedRun:
-    """Reads what a run has in a folder so far, or has left there: its params.yaml and those reports that exist.
-
-    Args:
-        name: of the run.
-        folder: where they are.
-        paths: where stages write; None: the reports there may be another run's, and are not read.
-
-    Raises:
-        FormatError: its params.yaml is not valid.
-    """
-    file = folder / PARAMS_FILE
-    values = _values(file.read_text("utf-8") if file.is_file() else None, name)
-    run = ComparedRun(name, "", "", None, dict(_flat(values, "")))
-    if paths is not None:
-        _read_reports(run, FilesAt(folder), paths)
-    return run
-
-
-def _read_reports(run: ComparedRun, files: FilesAt, paths: PathsConfig) -> None:
-    for path in files.reports(paths.reports):
-        if path.name in run.others:
-            continue
-        metrics = _read(files, path, _METRICS)
-        if metrics is None:
-            run.notes.append(f"{run.name}: {files.why_missing(path)}")
-        run.metrics |= metrics or {}
-    for what, path, file, key in (
-        ("data", paths.shards, _MANIFEST, "digest"),
-        ("model", paths.reports / "package", _REPORT, "digest"),
-    ):
-        if (content := _read(files, path, file)) and key in content:
-            run.digests[what] = str(content[key])
-    evaluated = _read(files, paths.reports / "evaluation", _REPORT) or {}
-    run.digests |= {f"set/{name}": one["digest"] for name, one in evaluated.get("sets", {}).items()}
-    run.ranks = files.file(paths.reports / "evaluation", RANKS)
-
-
-def _read(files: FilesAt, path: Path, name: str) -> dict[str, Any] | None:
-    """A JSON file of an out; None if it is not available."""
-    content = files.json(path, name)
-    if content is None and files.file(path, name) is not None:
-        raise FormatError(f"{path}/{name}: not a report of this version")
-    return content
-
-
-def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
-    """The files of the code that differ between two runs; of the checkout, as its tracked files are now."""
-    if HERE in (one.name, other.name):
-        commits = [other.commit if one.name == HERE else one.commit]
-    else:
-        commits = [one.commit, other.commit]
-    return (git_if_any(root, "diff", "--name-only", "--no-renames", *commits, "--", *CODE) or "").splitlines()
-
-
-def _resolve(root: Path, name: str) -> tuple[str, str]:
-    """The run as it is shown, and its commit; the name of a run has priority over another branch of that name."""
-    for shown in (f"run/{name}", name):
-        if commit := git_if_any(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{shown}^{{commit}}"):
-            return shown, commit.strip()
-    runs = (git_if_any(root, "branch", "--list", "run/*", "--format=%(refname:short)") or "").split()
-    known = f"; the runs are {', '.join(one.removeprefix('run/') for one in runs)}" if runs else "; there are no runs"
-    raise DataError(f"'{name}' is not a run, git revision, or '.' (this checkout){known}")
-
-
-def _commit(root: Path, revision: str, shown: str) -> str:
-    commit = git_if_any(root, "rev-parse", "--verify", "--quiet", revision)
-    if commit is None:
-        raise DataError(f"'{shown}': {root} is not a git repository with a commit; runs are recorded in git")
-    return commit.strip()
-
-
-def _begins_elsewhere(values: Mapping[str, Any]) -> bool:
-    """Whether params.yaml, perhaps of an earlier version, names another start of fine-tuning than pretrain's model."""
-    start, ours = (
-        (values.get(section) or {}).get(key) for section, key in (("finetune", "from"), ("paths", "pretrained"))
+def tracked_as_run(tracked: TrackedRun, state: str, health: HealthConfig) -> Run:
+    """A run of MLflow, without what its table has."""
+    tags = tracked.tags
+    return Run(
+        tracked.name,
+        state,
+        tracked.ended_at or tracked.started_at,
+        tags.get(REVISION) or tags.get("mlflow.source.git.commit", ""),
+        tracked.params,
+        digests={what: tags[tag] for what, tag in DIGESTS.items() if tag in tags},
+        costs=_costs(tracked, health),
+        tracked=tracked,
     )
-    return bool(start and ours) and PurePath(str(start)) != PurePath(str(ours))
 
 
-def _of_another_start(values: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without those of the stages that made another model; with what finetune inherits from them.
-
-    Args:
-        values: of params.yaml.
-        shape: section `model` of the model that fine-tuning began with, as its folder has it.
-    """
-    inherited = {name: (values.get(parent) or {}) | (values.get(name) or {}) for name, parent in INHERITS.items()}
-    kept = {name: content for name, content in values.items() if name not in (*MAKE_PRETRAINED, "model")}
-    return kept | inherited | {"model": dict(shape)}
+def measured_run(run: Run, tracker: Tracker) -> Run:
+    """The same run with its metrics."""
+    return replace(run, metrics=table_metrics(tracker, run.run_id))
 
 
-def _values(text: str | None, name: str) -> dict[str, Any]:
-    try:
-        values = parse_yaml(text or "")
-    except YAMLError as error:
-        raise FormatError(f"'{name}': its {PARAMS_FILE} is not valid YAML: {' '.join(str(error).split())}") from None
-    return values if isinstance(values, dict) else {}
+def checkout_as_run(root: Path, params: Params) -> Run:
+    """The checkout: these values, and the reports that lie there."""
+    paths = params.section(PathsConfig)
+    values, others = known_params(params), tuple[str, ...]()
+    if paths.is_made_elsewhere(params.section(FinetuneConfig).start):
+        others = MAKE_PRETRAINED
+        config = root / paths.finetuned / "config.json"  # of the model that fine-tuning began with
+        shape = json.loads(config.read_bytes()).get("model", {}) if config.is_file() else {}
+        values |= flattened({ModelConfig.section: shape})
+    reports = [path for path in sorted((root / paths.reports).glob("*")) if path.is_dir() and path.name not in others]
+    head = (git_if_any(root, "rev-parse", "--verify", "--quiet", "HEAD") or "").strip()
+    return Run(
+        HERE,
+        "",
+        datetime.now(UTC).timestamp(),
+        head,
+        {name: without_logins(param_text(value)) for name, value in values.items()},
+        metrics_of(reports),
+        digests_of(reports),
+    )
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", without_logins(value) if isinstance(value, str) else value
+def _costs(tracked: TrackedRun, health: HealthConfig) -> dict[str, float | str]:
+    cached = tracked.tags.get(CACHED_STAGES, "").split(", ")
+    costs: dict[str, float | str] = {f"{stage}/{HOURS}": CACHED for stage in STAGES if stage in cached}
+    for stage in STAGES:
+        for what in (HOURS, SPEED, COST):
+            if (value := tracked.metrics.get(f"{stage}/train/{what}")) is not None:
+                costs[f"{stage}/{what}"] = value
+        hours, price = tracked.metrics.get(f"{stage}/train/{HOURS}"), health.price_per_hour
+        if hours is not None and price is not None:
+            costs.setdefault(f"{stage}/{COST}", hours * price)
+    return costs

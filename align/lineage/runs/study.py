@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 
-from align.config.paths import PathsConfig
 from align.config.study import Cell, Study
 from align.display import html
 from align.display.figure import BAD, GOOD, SOFT, Interval, forest
 from align.durable.files import to_json, write_text
-from align.errors import AlignError
-from align.lineage.runs.run import ComparedRun, read_run
-from align.lineage.versions.at_revision import Revisions
+from align.release.registration.shown import table_metrics
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import Tracker
 from align.statistics.dunnett import Comparison, Difference, against_base
 from align.statistics.paired import set_of
 
@@ -28,47 +29,62 @@ class Found:
     """What is known of a study.
 
     Attributes:
-        runs: its runs that have ended.
+        runs: the names of its runs that have ended, and their metrics.
         missing: why there is no figure of a run.
         figures: the primary figure of each run.
         comparison: of the arms with the base.
     """
 
-    runs: Mapping[Cell, ComparedRun]
+    runs: Mapping[Cell, tuple[str, Mapping[str, float]]]
     missing: Mapping[Cell, str]
     figures: Mapping[Cell, float]
     comparison: Comparison
 
 
-def read_runs(
-    study: Study, names: Mapping[Cell, str], missing: Mapping[Cell, str], paths: PathsConfig, revisions: Revisions
-) -> Found:
-    """Reads the runs that have ended, from git and DVC's cache.
+def run_of(tracker: Tracker, tags: Mapping[str, str]) -> TrackedRun | None:
+    """The newest finished run with these tags."""
+    conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    return next(iter(tracker.runs(" and ".join([*conditions, "attributes.status = 'FINISHED'"]))), None)
+
+
+def read_runs(study: Study, runs: Mapping[Cell, TrackedRun], missing: Mapping[Cell, str], tracker: Tracker) -> Found:
+    """Reads the runs that have ended, from MLflow.
 
     A run that lacks a primary metric, or measured it on other items than the base, has no figure.
 
     Args:
         study: the study.
-        names: of the runs' branches, without `run/`.
+        runs: those that have ended.
         missing: why there is no run.
-        paths: where stages write.
-        revisions: of the checkout, which is the working directory.
+        tracker: MLflow, which has them.
+
+    Raises:
+        ServiceError: MLflow is unavailable.
     """
-    missing, runs, figures = dict(missing), dict[Cell, ComparedRun](), dict[Cell, float]()
-    for cell in [(arm.name, seed) for arm in study.arms for seed in study.seeds if (arm.name, seed) in names]:
-        try:
-            run = runs[cell] = read_run(f"run/{names[cell]}", Path.cwd(), paths, revisions)
-        except AlignError as error:
-            missing[cell] = str(error)
-            continue
-        first, sets = next(iter(runs.values())), [f"set/{set_of(metric)}" for metric in study.primary]
-        if absent := [metric for metric in study.primary if metric not in run.metrics]:
+    missing, figures = dict(missing), dict[Cell, float]()
+    found: dict[Cell, tuple[str, Mapping[str, float]]] = {}
+    first: dict[str, str] | None = None
+    for cell in [(arm.name, seed) for arm in study.arms for seed in study.seeds if (arm.name, seed) in runs]:
+        metrics, sets = table_metrics(tracker, runs[cell].run_id), _sets(tracker, runs[cell].run_id)
+        found[cell] = runs[cell].name, metrics
+        first = sets if first is None else first
+        measured = [set_of(metric) for metric in study.primary]
+        if absent := [metric for metric in study.primary if metric not in metrics]:
             missing[cell] = f"its evaluation has no {absent[0]}"
-        elif other := [key for key in sets if run.digests.get(key) != first.digests.get(key)]:
-            missing[cell] = f"its {other[0].replace('/', ' ')} has other items than that of {study.arms[0].name}"
+        elif other := [name for name in measured if sets.get(name) != first.get(name)]:
+            missing[cell] = f"its set {other[0]} has other items than that of {study.arms[0].name}"
         else:
-            figures[cell] = mean(run.metrics[metric] for metric in study.primary)
-    return Found(runs, missing, figures, against_base(figures, study.arms[0].name))
+            figures[cell] = mean(metrics[metric] for metric in study.primary)
+    return Found(found, missing, figures, against_base(figures, study.arms[0].name))
+
+
+def _sets(tracker: Tracker, run_id: str) -> dict[str, str]:
+    """The sets that a run was measured on, by its evaluation's report: name -> digest."""
+    with TemporaryDirectory(prefix="align-") as folder:
+        file = tracker.artifact(run_id, "reports/evaluation/report.json", Path(folder))
+        return (
+            {name: one["digest"] for name, one in json.loads(file.read_bytes()).get("sets", {}).items()} if file else {}
+        )
 
 
 def rows(study: Study, found: Found) -> Iterator[tuple[str, ...]]:
@@ -120,8 +136,8 @@ def page(study: Study, found: Found) -> str:
 def write(study: Study, found: Found, folder: Path) -> None:
     """Writes `report.html` and, for programs, `report.json`."""
     runs = [
-        {"arm": arm, "seed": seed, "run": run.name, "figure": found.figures.get((arm, seed)), "metrics": run.metrics}
-        for (arm, seed), run in found.runs.items()
+        {"arm": arm, "seed": seed, "run": name, "figure": found.figures.get((arm, seed)), "metrics": dict(metrics)}
+        for (arm, seed), (name, metrics) in found.runs.items()
     ]
     write_text(folder / "report.html", page(study, found))
     values = {"schema_version": 1, "study": study.model_dump(mode="json"), "runs": runs}

@@ -5,21 +5,19 @@ Shown as rows of text, for a terminal of 100 columns, and as a page.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any
 
 from align.display import html
-from align.lineage.runs.costs import CACHED, COST, HOURS, SPEED, STAGES
-from align.lineage.runs.run import HERE, ComparedRun
+from align.lineage.runs.run import CACHED, COST, HERE, HOURS, SPEED, STAGES, Run
 
 UNKNOWN = "-"
 #: After a metric whose 95 % interval has no value in common with that of run A.
 APART = "*"
 _SHOWN_DIGITS = 12
 _CHANCE = "chance"
+_DIGESTS = {"digest of the shards": "data", "digest of the model": "model", "digest of the sets": "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -39,58 +37,60 @@ class Table:
     note: str = ""
 
 
-def letters(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+def letters(runs: Sequence[Run]) -> tuple[str, ...]:
     """A, B, C, ...; runs beyond Z have numbers."""
     return tuple(
         ascii_uppercase[number] if number < len(ascii_uppercase) else str(number) for number in range(len(runs))
     )
 
 
-def describe(run: ComparedRun) -> str:
+def describe(run: Run) -> str:
     """A run in one line: its name, commit and day."""
     if run.name == HERE:
         return f"this checkout, at commit {run.commit[:10]}, with its files as they are"
-    base = f", made from {run.made_from[:10]}" if run.made_from and run.name.startswith("run/") else ""
-    return f"{run.name}, commit {run.commit[:10]} of {run.day}{base}"
+    state = "" if run.state == "finished" else f", {run.state}"
+    return f"{run.branch or run.name}, commit {run.commit[:10] or UNKNOWN}, of {run.when[:10]}{state}"
 
 
-def tables(runs: Sequence[ComparedRun], code: Sequence[Sequence[str]]) -> list[Table]:
+def tables(runs: Sequence[Run], code: Sequence[Sequence[str] | None]) -> list[Table]:
     """All tables.
 
     Args:
         runs: two or more.
-        code: for each run, the files of the code that differ from run A's.
+        code: for each run, the files of the code that differ from run A's; None: git cannot tell.
     """
     # code last: its list may be long
     return [params_table(runs), metrics_table(runs), costs_table(runs), _data(runs), _code(runs, code)]
 
 
-def params_table(runs: Sequence[ComparedRun]) -> Table:
+def params_table(runs: Sequence[Run]) -> Table:
     """The parameters that are not the same in all runs."""
     names = sorted({name for run in runs for name in run.params})
-    absent = object()
     rows = []
     for name in names:
-        values = [run.params.get(name, absent) for run in runs]
-        cells = tuple("(absent)" if value is absent else _value(value) for value in values)
+        cells = tuple(run.params.get(name, "(absent)") or '""' for run in runs)
         if len({cell for cell, run in zip(cells, runs, strict=True) if run.params}) > 1:  # for some runs, none is known
             rows.append((name, tuple(cell if run.params else UNKNOWN for cell, run in zip(cells, runs, strict=True))))
     same = f"All {len(names)} are the same." if names and not rows else ""
     return Table("Parameters that differ", letters(runs), tuple(rows), same)
 
 
-def _code(runs: Sequence[ComparedRun], code: Sequence[Sequence[str]]) -> Table:
-    if not any(code):
+def _code(runs: Sequence[Run], code: Sequence[Sequence[str] | None]) -> Table:
+    if code.count([]) == len(code):
         return Table("Code", letters(runs), (), "The same in all runs.")
-    cells = tuple(f"{len(files)} file{'s' * (len(files) > 1)}" if files else "same" for files in code)
-    files = sorted({file for files in code for file in files})
+    cells = tuple("unknown" if one is None else _files(len(one)) for one in code)
     rows = [("files that differ from A", cells)]
-    for file in files:
-        rows.append((file, tuple("differs" if file in one else "" for one in code)))
-    return Table("Code", letters(runs), tuple(rows))
+    for file in sorted({file for files in code for file in files or ()}):
+        rows.append((file, tuple("differs" if file in (one or ()) else "" for one in code)))
+    note = "unknown: git does not have the commits of both runs here." if None in code else ""
+    return Table("Code", letters(runs), tuple(rows), note)
 
 
-def _data(runs: Sequence[ComparedRun]) -> Table:
+def _files(number: int) -> str:
+    return f"{number} file{'s' * (number > 1)}" if number else "same"
+
+
+def _data(runs: Sequence[Run]) -> Table:
     return Table(
         "Data",
         letters(runs),
@@ -98,13 +98,15 @@ def _data(runs: Sequence[ComparedRun]) -> Table:
             ("pairs in", _cells(runs, lambda run: _count(run, "ingest/num_pairs"))),
             ("pairs kept", _cells(runs, lambda run: _count(run, "filter/num_kept"))),
             ("share kept", _cells(runs, _share_kept)),
-            ("digest of the shards", _cells(runs, lambda run: run.digests.get("data", UNKNOWN)[:_SHOWN_DIGITS])),
-            ("digest of the model", _cells(runs, lambda run: run.digests.get("model", UNKNOWN)[:_SHOWN_DIGITS])),
+            *(
+                (label, tuple(run.digests.get(what, UNKNOWN)[:_SHOWN_DIGITS] for run in runs))
+                for label, what in _DIGESTS.items()
+            ),
         ),
     )
 
 
-def metrics_table(runs: Sequence[ComparedRun]) -> Table:
+def metrics_table(runs: Sequence[Run]) -> Table:
     """The main metrics with their intervals."""
     measured = [run.measured() for run in runs]
     names = sorted({name for one in measured for name in one})
@@ -131,10 +133,10 @@ def metrics_table(runs: Sequence[ComparedRun]) -> Table:
     return Table("Main metrics in %, with 95 % intervals", (*letters(runs), _CHANCE), tuple(rows), note)
 
 
-def costs_table(runs: Sequence[ComparedRun]) -> Table:
+def costs_table(runs: Sequence[Run]) -> Table:
     """What training cost, as far as it is recorded."""
 
-    def cell(run: ComparedRun, key: str, shown: Callable[[float], str]) -> str:
+    def cell(run: Run, key: str, shown: Callable[[float], str]) -> str:
         value = run.costs.get(key)
         return UNKNOWN if value is None else value if isinstance(value, str) else shown(value)
 
@@ -153,25 +155,21 @@ def costs_table(runs: Sequence[ComparedRun]) -> Table:
     return Table("Cost of training", letters(runs), tuple(known), note if known else "None is recorded.")
 
 
-def _cells(runs: Iterable[ComparedRun], cell: Callable[[ComparedRun], str]) -> tuple[str, ...]:
+def _cells(runs: Iterable[Run], cell: Callable[[Run], str]) -> tuple[str, ...]:
     return tuple(cell(run) for run in runs)
 
 
-def _count(run: ComparedRun, name: str) -> str:
+def _count(run: Run, name: str) -> str:
     return f"{int(run.metrics[name]):,}" if name in run.metrics else UNKNOWN
 
 
-def _share_kept(run: ComparedRun) -> str:
+def _share_kept(run: Run) -> str:
     total, kept = run.metrics.get("ingest/num_pairs"), run.metrics.get("filter/num_kept")
     return f"{kept / total:.1%}" if total and kept is not None else UNKNOWN
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def _clock(hours: float) -> str:
@@ -182,7 +180,7 @@ def _clock(hours: float) -> str:
 WIDTH, _MAX_LABEL, _MAX_CELL, _GAP = 100, 46, 26, 2
 
 
-def text_lines(runs: Sequence[ComparedRun], parts: Sequence[Table]) -> Iterator[str]:
+def text_lines(runs: Sequence[Run], parts: Sequence[Table]) -> Iterator[str]:
     """The runs, then each table; one with many runs in blocks, each with column A."""
     for letter, run in zip(letters(runs), runs, strict=True):
         yield f"{letter}  {describe(run)}"
@@ -235,10 +233,10 @@ def _cut_left(text: str, width: int) -> str:
     return text if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
 
 
-def as_page(runs: Sequence[ComparedRun], parts: Sequence[Table], notes: Sequence[str], drawn: Sequence[str]) -> str:
+def as_page(runs: Sequence[Run], parts: Sequence[Table], drawn: Sequence[str]) -> str:
     """One page: `drawn`, which says what is better, and the tables whole."""
     blocks = [html.table(("", "run"), list(zip(letters(runs), map(describe, runs), strict=True)))]
-    blocks += [*(html.note(note) for note in notes), *drawn]
+    blocks += drawn
     for table in parts:
         blocks.append(html.heading(table.title))
         if table.rows:

@@ -52,7 +52,7 @@ from align.services.tracking.registry import (
     MODEL_DIGEST,
     Version,
 )
-from align.services.tracking.tracker import FLOW_RUN, Tracker
+from align.services.tracking.tracker import CACHED_STAGES, FLOW_RUN, REVISION, Tracker
 
 
 def keep_in_git(root: Path, version: Version, revision: str, lock: str) -> str | None:
@@ -112,7 +112,7 @@ class Origin:
     def tags(self) -> dict[str, str]:
         """What is known, as tags of the run and of a new version."""
         tags = {
-            "align.git_revision": self.git_revision,
+            REVISION: self.git_revision,
             "align.dvc_lock": self.dvc_lock,
             FLOW_RUN: self.flow_run,
             "align.policy_digest": self.policy_digest,
@@ -239,12 +239,14 @@ def register(
     outputs = own(outputs)
     results = read_results(outputs, values)
     tracker = tracker or Tracker()
-    earlier = next(iter(tracker.find_runs(config.experiment, _RUN_DIGEST, results.digest)), None)
+    earlier = _run_with(
+        tracker, config, f"tags.`{_RUN_DIGEST}` = '{results.digest}' and attributes.status = 'FINISHED'"
+    )
     reused = earlier if run_id is None else None
     run = (
         run_id
         or reused
-        or _unfinished(tracker, config, results)
+        or _run_with(tracker, config, f"tags.`{_REGISTERS}` = '{results.digest}' and attributes.status != 'FINISHED'")
         or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}", tags={_REGISTERS: results.digest})
     )
     ends_here = run_id is None and reused is None
@@ -282,15 +284,13 @@ def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, st
     if origin.git_revision:
         tags |= {"mlflow.source.git.commit": origin.git_revision}
     if origin.cached_stages:
-        tags |= {"cached_stages": ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
+        tags |= {CACHED_STAGES: ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
     return tags
 
 
-def _unfinished(tracker: Tracker, config: RegisterConfig, results: Results) -> str | None:
-    runs = tracker.runs(
-        f"tags.`{_REGISTERS}` = '{results.digest}' and attributes.status != 'FINISHED'", config.experiment
-    )
-    return runs[0].run_id if runs else None
+def _run_with(tracker: Tracker, config: RegisterConfig, condition: str) -> str | None:
+    """The newest run that meets a condition."""
+    return next((run.run_id for run in tracker.runs(condition, config.experiment)), None)
 
 
 def _version(

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.config.release import PromoteConfig
 from align.display.report import reported
+from align.services.tracking.registry import MODEL_DIGEST
 from align.services.tracking.tracker import Tracker, metric_name
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
@@ -40,6 +41,9 @@ _PARTS = ("", "/low", "/high", "/chance")
 
 #: Columns of a table: name -> cells.
 Table = dict[str, list[Any]]
+
+#: The tags of a run that name its data, its model and what that was measured on.
+DIGESTS = {"data": "align.data_digest", "model": MODEL_DIGEST, "evaluation": "align.evaluation_digest"}
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
@@ -88,6 +92,8 @@ def log_report(tracker: Tracker, run_id: str, folder: Path, shown: Sequence[str]
         chosen = {name: metrics[name] for name in main[:MAX_HEADLINE]}
     tracker.log_metrics(run_id, chosen)
     tracker.log_folder(run_id, folder, f"reports/{folder.name}")
+    if digests := digests_of([folder]):
+        tracker.set_tags(run_id, {DIGESTS[what]: digest for what, digest in digests.items()})
     if shards is not None and (data := _report([folder], "shard")):
         tracker.log_dataset(run_id, "shards", data["digest"], shards.as_posix())
     if made := pictures([folder]):
@@ -127,14 +133,29 @@ def tables(reports: Sequence[Path]) -> dict[str, Table]:
 
 def all_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
     """All metrics of a run under MLflow's names: those that MLflow has, and those of its table."""
-    found = tracker.metrics(run_id)
-    for name, *numbers in tracker.table(run_id, METRICS):
-        found |= {
-            metric_name(name + part): value
-            for part, value in zip(_PARTS, numbers[1:], strict=True)
-            if value is not None
-        }
-    return found
+    return tracker.metrics(run_id) | {
+        metric_name(name): value for name, value in table_metrics(tracker, run_id).items()
+    }
+
+
+def table_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
+    """The metrics in a run's table, by the flat names of the reports; none if it has no table yet."""
+    return {
+        name + part: value
+        for name, _, *numbers in tracker.table(run_id, METRICS)
+        for part, value in zip(_PARTS, numbers, strict=True)
+        if value is not None
+    }
+
+
+def digests_of(reports: Sequence[Path]) -> dict[str, str]:
+    """`data`, `model` and `evaluation` -> digest, as far as the stages with these reports made them."""
+    found = {
+        "data": _report(reports, "shard").get("digest"),
+        "model": _report(reports, "package").get("digest"),
+        "evaluation": _report(reports, "evaluation").get("evaluation_digest"),
+    }
+    return {what: str(digest) for what, digest in found.items() if digest}
 
 
 def metrics_of(reports: Iterable[Path]) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.errors import ServiceError
 from align.formats.champion_moves import ChampionState, history_of
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -34,15 +34,13 @@ class Version:
 class Registry:
     """The registered models of an MLflow. Methods raise as those of `Tracker` do."""
 
-    def __init__(self, client: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
-        """Uses a tracker's client, in the context that turns MLflow's errors into ours."""
+    def __init__(self, client: Any) -> None:
+        """Uses a tracker's client, which raises our errors."""
         self._client = client
-        self._asking = asking
 
     def find_version(self, model: str, key: str, value: str) -> Version | None:
         """The newest version with this tag, or None."""
-        with self._asking():
-            answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
+        answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
         versions = [_version(item) for item in answer]
         return max(versions, key=lambda version: version.number, default=None)
 
@@ -53,41 +51,36 @@ class Registry:
 
         `description`, in Markdown, is what the page of the version says about it; at most 5,000 characters.
         """
-        with self._asking():
-            if not self._client.search_registered_models(f"name = '{model}'"):
-                self._client.create_registered_model(model)
-            root = self._client.get_run(run_id).info.artifact_uri
-            source = f"{root}/{artifact}"
-            made = self._client.create_model_version(model, source, run_id, dict(tags), description=description)
-            return _version(made)
+        if not self._client.search_registered_models(f"name = '{model}'"):
+            self._client.create_registered_model(model)
+        root = self._client.get_run(run_id).info.artifact_uri
+        source = f"{root}/{artifact}"
+        made = self._client.create_model_version(model, source, run_id, dict(tags), description=description)
+        return _version(made)
 
     def describe(self, version: Version, description: str) -> None:
         """Replaces the description of a version."""
-        with self._asking():
-            self._client.update_model_version(version.name, str(version.number), description)
+        self._client.update_model_version(version.name, str(version.number), description)
 
     def version_at(self, model: str, alias: str) -> Version | None:
         """The version that an alias names, or None."""
         number = self.aliases(model).get(alias)
-        with self._asking():
-            return None if number is None else _version(self._client.get_model_version(model, str(number)))
+        return None if number is None else _version(self._client.get_model_version(model, str(number)))
 
     def versions(self, model: str) -> list[Version]:
         """All versions, oldest first; none if there is no such model."""
         items: list[Any] = []
-        with self._asking():
-            page: str | None = None
-            while page is None or page:
-                answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
-                items += answer
-                page = answer.token or ""
-            return sorted((_version(item) for item in items), key=lambda version: version.number)
+        page: str | None = None
+        while page is None or page:
+            answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
+            items += answer
+            page = answer.token or ""
+        return sorted((_version(item) for item in items), key=lambda version: version.number)
 
     def aliases(self, model: str) -> dict[str, int]:
         """Alias -> number of its version."""
-        with self._asking():
-            models = self._client.search_registered_models(f"name = '{model}'")
-            return {alias: int(number) for item in models for alias, number in item.aliases.items()}
+        models = self._client.search_registered_models(f"name = '{model}'")
+        return {alias: _number(number) for item in models for alias, number in item.aliases.items()}
 
     def champion_state(self, model: str) -> ChampionState:
         """The champion and its history; changes nothing. Empty if there is no such model. Raises FormatError if a tag
@@ -95,32 +88,27 @@ class Registry:
         """
         aliases: dict[str, int] = {}
         tags: dict[str, str] = {}
-        with self._asking():
-            for item in self._client.search_registered_models(f"name = '{model}'"):
-                tags |= item.tags
-                aliases |= {alias: int(number) for alias, number in item.aliases.items()}
+        for item in self._client.search_registered_models(f"name = '{model}'"):
+            tags |= item.tags
+            aliases |= {alias: _number(number) for alias, number in item.aliases.items()}
         return ChampionState(model, aliases.get(CHAMPION), history_of(model, tags))
 
     def set_model_tag(self, model: str, key: str, value: str) -> None:
         """Sets a tag of the model itself."""
-        with self._asking():
-            self._client.set_registered_model_tag(model, key, value)
+        self._client.set_registered_model_tag(model, key, value)
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Moves an alias to a version."""
-        with self._asking():
-            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+        self._client.set_registered_model_alias(version.name, alias, str(version.number))
 
     def download(self, version: Version, artifact: str, folder: Path) -> Path:
         """Fetches an artifact of the version's run into a folder; returns its path there."""
-        with self._asking():
-            return Path(self._client.download_artifacts(version.run_id, artifact, str(folder)))
+        return Path(self._client.download_artifacts(version.run_id, artifact, str(folder)))
 
     def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
         """Sets tags of a version."""
-        with self._asking():
-            for key, value in tags.items():
-                self._client.set_model_version_tag(version.name, str(version.number), key, value)
+        for key, value in tags.items():
+            self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
 
 def aliases_of(aliases: Mapping[str, int], version: Version) -> tuple[str, ...]:
@@ -129,4 +117,13 @@ def aliases_of(aliases: Mapping[str, int], version: Version) -> tuple[str, ...]:
 
 
 def _version(item: Any) -> Version:
-    return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))
+    return Version(name=item.name, number=_number(item.version), run_id=item.run_id, tags=dict(item.tags))
+
+
+def _number(text: Any) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise ServiceError(
+            f"MLflow: {str(text)[:40]!r} is no number of a version; is it MLflow that answers?"
+        ) from None

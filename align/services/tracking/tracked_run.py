@@ -22,6 +22,7 @@ class TrackedRun:
         started_at: seconds since 1970; the same for `ended_at`, None while it has not ended.
         tags: all.
         params: all, as MLflow shows them.
+        metrics: the latest value of each, under MLflow's names.
     """
 
     run_id: str
@@ -32,6 +33,7 @@ class TrackedRun:
     ended_at: float | None
     tags: Mapping[str, str]
     params: Mapping[str, str]
+    metrics: Mapping[str, float]
 
 
 def tracked_run(entity: Any) -> TrackedRun:
@@ -41,8 +43,9 @@ def tracked_run(entity: Any) -> TrackedRun:
     start = (info.start_time or 0) / 1000
     data = entity.data
     return TrackedRun(
-        info.run_id, info.experiment_id, info.run_name, info.status, start, end, dict(data.tags), dict(data.params)
-    )
+        info.run_id, info.experiment_id, info.run_name, info.status, start, end, dict(data.tags), dict(data.params),
+        dict(data.metrics),
+    )  # fmt: skip
 
 
 #: The part of an address that opens MLflow's pages for training, not those for language models.

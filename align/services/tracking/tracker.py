@@ -17,8 +17,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -35,8 +35,11 @@ from align.services.tracking.tracked_run import TrackedRun, run_address, runs_ad
 FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
 #: A run that MLflow calls KILLED ended by itself: somebody cancelled or suspended it.
 ENDED = "align.ended"
-#: MLflow's own tag of a run that is listed below another.
-PARENT = "mlflow.parentRunId"
+#: Why a run failed, in a line; the branch that it became, and its commit; the stages that came from DVC's cache.
+WHY, BRANCH, REVISION, CACHED_STAGES = "align.why", "align.branch", "align.git_revision", "cached_stages"
+#: MLflow's own tags: of a run that is listed below another, the other; what started a run, such as EVALUATION.
+PARENT, SOURCE = "mlflow.parentRunId", "mlflow.source.name"
+EVALUATION = "align evaluate"
 
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
@@ -96,32 +99,21 @@ class Tracker:
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, even when the folder changes
         self._address = full
         with self._asking():
-            self._client = MlflowClient(tracking_uri=full, registry_uri=full)
-        self.registry = Registry(self._client, self._asking)
+            client = MlflowClient(tracking_uri=full, registry_uri=full)
+        self._client: Any = _Asked(client, self._asking)
+        self.registry = Registry(self._client)
 
     # --- runs
 
-    def find_runs(self, experiment: str, key: str, value: str) -> list[str]:
-        """The finished runs with this tag, at most a hundred, the newest first; none without such an experiment."""
-        with self._asking():
-            found = self._client.get_experiment_by_name(experiment)
-            if found is None:
-                return []
-            condition = f"tags.`{key}` = '{value}' and attributes.status = 'FINISHED'"
-            runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
-        return [run.info.run_id for run in runs]
-
     def runs(self, condition: str = "", experiment: str | None = None) -> list[TrackedRun]:
         """The runs of one experiment or all, at most a thousand, the newest first; those of an SQL-like condition."""
-        with self._asking():
-            experiments = self._client.search_experiments()
-            ids = [found.experiment_id for found in experiments if experiment in (None, found.name)]
-            return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
+        experiments = self._client.search_experiments()
+        ids = [found.experiment_id for found in experiments if experiment in (None, found.name)]
+        return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
 
     def run(self, run_id: str) -> TrackedRun:
         """One run, by its id."""
-        with self._asking():
-            return tracked_run(self._client.get_run(run_id))
+        return tracked_run(self._client.get_run(run_id))
 
     def start_run(
         self, experiment: str, name: str, attempt: str | None = None, tags: Mapping[str, str] | None = None
@@ -135,11 +127,10 @@ class Tracker:
             tags: that it has from its first second on; with PARENT it is in the experiment of that run.
         """
         attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
-        with self._asking():
-            given = {**(tags or {}), **({ATTEMPT: attempt} if attempt else {})}
-            parent = given.get(PARENT)
-            place = self._client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
-            run = self._client.create_run(place, tags=given, run_name=name)
+        given = {**(tags or {}), **({ATTEMPT: attempt} if attempt else {})}
+        parent = given.get(PARENT)
+        place = self._client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
+        run = self._client.create_run(place, tags=given, run_name=name)
         return str(run.info.run_id)
 
     def page(self, run_id: str, server: str | None) -> str | None:
@@ -152,32 +143,27 @@ class Tracker:
         address = server if self._local else self.uri
         if address is None:
             return None
-        with self._asking():
-            experiment = self._client.get_run(run_id).info.experiment_id
+        experiment = self._client.get_run(run_id).info.experiment_id
         return run_address(address, experiment, run_id)
 
     def runs_page(self, experiment: str, server: str | None) -> str | None:
         """The address of the list of runs; None if no server or no experiment is."""
         address = server if self._local else self.uri
-        with self._asking():
-            found = self._client.get_experiment_by_name(experiment)
+        found = self._client.get_experiment_by_name(experiment)
         return runs_address(address, found.experiment_id) if address and found else None
 
     def resume_run(self, run_id: str, attempt: str) -> None:
         """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
-        with self._asking():
-            self._client.update_run(run_id, status="RUNNING")
-        self.set_tags(run_id, {ATTEMPT: attempt, ENDED: ""})
+        self._client.update_run(run_id, status="RUNNING")
+        self.set_tags(run_id, {ATTEMPT: attempt, ENDED: "", WHY: ""})
 
     def rename_run(self, run_id: str, name: str) -> None:
         """Gives a run another name."""
-        with self._asking():
-            self._client.update_run(run_id, name=name)
+        self._client.update_run(run_id, name=name)
 
     def end_run(self, run_id: str, *, status: Status = "FINISHED") -> None:
         """Ends a run with this status."""
-        with self._asking():
-            self._client.set_terminated(run_id, status)
+        self._client.set_terminated(run_id, status)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Logs parameters. A parameter that the run already has may be logged again with the same value."""
@@ -185,8 +171,7 @@ class Tracker:
 
         entities = [Param(key, param_text(value)) for key, value in sorted(params.items())]
         for start in range(0, len(entities), _PARAMS_AT_ONCE):
-            with self._asking():
-                self._client.log_batch(run_id, params=entities[start : start + _PARAMS_AT_ONCE])
+            self._client.log_batch(run_id, params=entities[start : start + _PARAMS_AT_ONCE])
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Logs metrics that have no steps."""
@@ -199,18 +184,17 @@ class Tracker:
         """
         known: dict[str, set[int]] = {}
         missing = []
-        with self._asking():
-            logged = self._client.get_run(run_id).data.metrics
-            for row in rows:
-                points = {name: value for name, value in row.items() if name != "step"}
-                for name in points:
-                    key = metric_name(prefix + name)
-                    if key not in known:
-                        history = self._client.get_metric_history(run_id, key) if key in logged else []
-                        known[key] = {point.step for point in history}
-                step = int(row["step"])
-                new = {name: value for name, value in points.items() if step not in known[metric_name(prefix + name)]}
-                missing.append({"step": step, **new})
+        logged = self._client.get_run(run_id).data.metrics
+        for row in rows:
+            points = {name: value for name, value in row.items() if name != "step"}
+            for name in points:
+                key = metric_name(prefix + name)
+                if key not in known:
+                    history = self._client.get_metric_history(run_id, key) if key in logged else []
+                    known[key] = {point.step for point in history}
+            step = int(row["step"])
+            new = {name: value for name, value in points.items() if step not in known[metric_name(prefix + name)]}
+            missing.append({"step": step, **new})
         self.log_rows(run_id, missing, prefix)
 
     def log_rows(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
@@ -228,41 +212,36 @@ class Tracker:
             if name not in ("step", "time")
         ]
         for start in range(0, len(points), _POINTS_AT_ONCE):
-            with self._asking():
-                self._client.log_batch(run_id, metrics=points[start : start + _POINTS_AT_ONCE])
+            self._client.log_batch(run_id, metrics=points[start : start + _POINTS_AT_ONCE])
 
     def last_steps(self, run_id: str) -> dict[str, int]:
         """The last step of each metric of a run, under MLflow's names."""
-        with self._asking():
-            metrics = self._client.get_run(run_id).data.to_proto().metrics
+        metrics = self._client.get_run(run_id).data.to_proto().metrics
         return {metric.key: int(metric.step) for metric in metrics}
 
     def log_folder(self, run_id: str, folder: Path, name: str) -> None:
         """Uploads a folder's files as artifacts under `name`."""
-        with self._asking():
-            self._client.log_artifacts(run_id, str(folder), name)
+        self._client.log_artifacts(run_id, str(folder), name)
 
     def log_pictures(self, run_id: str, pictures: Mapping[str, Path]) -> None:
         """Shows pictures under fixed keys, at step 0, so that those of several runs stand side by side; each once."""
         from align.pairs.picture import MAX_PIXELS, decode
 
-        with self._asking():
-            logged = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
-            for key, path in pictures.items():
-                if not any(name.startswith(f"{key.replace('/', '~')}+") for name in logged):
-                    image = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
-                    self._client.log_image(run_id, image, key=key, step=0)
+        logged = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
+        for key, path in pictures.items():
+            if not any(name.startswith(f"{key.replace('/', '~')}+") for name in logged):
+                image = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
+                self._client.log_image(run_id, image, key=key, step=0)
 
     def log_tables(self, run_id: str, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Shows tables: name -> column -> cells. MLflow's `log_table` would append to what a killed process wrote."""
         files = {f"tables/{name}.json": table for name, table in tables.items()}
-        with self._asking():
-            for file, table in files.items():
-                rows = [list(row) for row in zip(*table.values(), strict=True)]
-                self._client.log_dict(run_id, {"columns": list(table), "data": rows}, file)
-            if files:  # the pages of MLflow read this tag
-                shown = [{"path": file, "type": "table"} for file in files]
-                self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(shown))
+        for file, table in files.items():
+            rows = [list(row) for row in zip(*table.values(), strict=True)]
+            self._client.log_dict(run_id, {"columns": list(table), "data": rows}, file)
+        if files:  # the pages of MLflow read this tag
+            shown = [{"path": file, "type": "table"} for file in files]
+            self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(shown))
 
     def table(self, run_id: str, name: str) -> list[list[Any]]:
         """The rows of a table; none if the run has no such table."""
@@ -286,23 +265,21 @@ class Tracker:
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Writes a text as artifact `name`."""
-        with self._asking():
-            self._client.log_text(run_id, text, name)
+        self._client.log_text(run_id, text, name)
 
     def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
         """Downloads a file of a run's artifacts into a folder that exists; None if the run has no such file."""
         above = path.rpartition("/")[0]
-        with self._asking():
-            if path not in [item.path for item in self._client.list_artifacts(run_id, above or None)]:
-                return None
-            return Path(self._client.download_artifacts(run_id, path, str(folder)))
+        if path not in [item.path for item in self._client.list_artifacts(run_id, above or None)]:
+            return None
+        return Path(self._client.download_artifacts(run_id, path, str(folder)))
 
     def model_files(self, version: Version, folder: Path) -> Path:
         """Downloads the files of a registered model into a folder that exists; returns the model's folder in it."""
         from mlflow.artifacts import download_artifacts
 
+        address = self._client.get_model_version_download_uri(version.name, str(version.number))
         with self._asking():
-            address = self._client.get_model_version_download_uri(version.name, str(version.number))
             return Path(download_artifacts(artifact_uri=address, dst_path=str(folder), tracking_uri=self._address))
 
     def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
@@ -310,25 +287,21 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput
 
         dataset = Dataset(name, digest[:36], "local", json.dumps({"uri": source}))
-        with self._asking():
-            self._client.log_inputs(run_id, [DatasetInput(dataset, [])])
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [])])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Sets tags of a run."""
         from mlflow.entities import RunTag
 
-        with self._asking():
-            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """A run's latest metrics, under MLflow's names."""
-        with self._asking():
-            return dict(self._client.get_run(run_id).data.metrics)
+        return dict(self._client.get_run(run_id).data.metrics)
 
     def tags(self, run_id: str) -> dict[str, str]:
         """A run's tags."""
-        with self._asking():
-            return dict(self._client.get_run(run_id).data.tags)
+        return dict(self._client.get_run(run_id).data.tags)
 
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -359,6 +332,22 @@ class Tracker:
             if self._local:
                 todo = "free some space" if "disk is full" in reason or "No space left" in reason else "see its log"
             raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
+
+
+class _Asked:
+    """MLflow's client; what a call of it raises is ours."""
+
+    def __init__(self, client: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
+        self._asked, self._asking = client, asking
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._asked, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            with self._asking():
+                return method(*args, **more)
+
+        return call
 
 
 def make_database(file: Path) -> None:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from align.errors import DataError
 from align.release.registration.shown import all_metrics
-from align.services.tracking.tracker import ENDED
+from align.services.tracking.tracker import BRANCH, CACHED_STAGES, ENDED, REVISION, WHY
 from flows import mlflow_run
 from flows.dag import Selection, Stage
 from flows.tasks.run_context import RunContext
@@ -25,7 +26,7 @@ class Logged:
         return self.started
 
     def start_run(self, experiment, name, attempt, tags):
-        self.started.append(SimpleNamespace(run_id="r", params={}))
+        self.started.append(SimpleNamespace(run_id="r", params={}, tags=tags))
         return "r"
 
     def resume_run(self, run_id, attempt):
@@ -53,6 +54,22 @@ def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(tm
     assert tracker.states == ["cancelled", "KILLED", "RUNNING", "FINISHED"] and len(tracker.started) == 1
     with mlflow_run.opened_run(run, "e", "n", {"model": "other"}, {}):
         assert len(tracker.started) == 2
+    with mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {"align.arm": "base"}):
+        assert len(tracker.started) == 3
+
+
+def test_a_run_that_fails_says_why_in_mlflow(tmp_path, monkeypatch):
+    tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path, attempt="1")
+    monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
+    monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
+    for error, why in (
+        (DataError("no such\npicture"), "no such picture"),
+        (KeyError("x at http://me:secret@host"), "KeyError: 'x at http://host'"),
+    ):
+        tracker.states = []
+        with pytest.raises(type(error)), mlflow_run.opened_run(run, "e", "n", {}, {}):
+            raise error
+        assert tracker.states[-2:] == [why, "FAILED"]
 
 
 def test_each_stage_is_in_mlflow_when_it_has_ended(tmp_path, monkeypatch, empty_mlflow):
@@ -75,10 +92,14 @@ def test_each_stage_is_in_mlflow_when_it_has_ended(tmp_path, monkeypatch, empty_
         for stage in stages[:2]:
             mlflow_run.log_stage(stage, inside)
         mlflow_run.log_stage(stages[0], run)  # no run is open
+        opened.recorded("n-2", "abc", ["filter", "shard"])
         mlflow_run.log_stage(stages[0], run.model_copy(update={"mlflow_run_id": "0" * 32}))
         raise KeyboardInterrupt
     tracker = opened.tracker
     assert tracker.run(opened.run_id).status == "KILLED" and tracker.tags(opened.run_id)[ENDED] == "cancelled"
+    made = tracker.run(opened.run_id)
+    assert made.name == "n-2" and made.tags[BRANCH] == "run/n-2" and made.tags["align.data_digest"] == "d"
+    assert (made.tags[REVISION], made.tags[CACHED_STAGES]) == ("abc", "filter, shard") and WHY not in made.tags
     assert tracker.metrics(opened.run_id) == {"filter/keep_rate": 0.5}
     assert all_metrics(tracker, opened.run_id) == {"filter/keep_rate": 0.5, "shard/keep_rate": 0.5}
     assert tracker.artifact(opened.run_id, "reports/shard/report.json", tmp_path)

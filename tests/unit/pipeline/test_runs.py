@@ -1,6 +1,5 @@
-"""`align runs` over branches whose reports are in DVC's cache, runs in progress, killed and failed ones, and MLflow."""
+"""`align runs` over MLflow's runs in every state, two of them with a record whose lock tells that they live or died."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,93 +9,73 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config.params import write_params
 from align.pipeline import runs
 from align.pipeline.run_records import RunRecord, hold
-from align.services.git import git
-from align.services.tracking.tracker import ENDED, Tracker
-from flows.checkout.run_branch import record
-from tests.support.dvc_projects import commit_all, environment, make_repository
+from align.release.registration.shown import tables
+from align.services.tracking.tracker import (
+    BRANCH,
+    CACHED_STAGES,
+    ENDED,
+    EVALUATION,
+    FLOW_RUN,
+    REVISION,
+    SOURCE,
+    WHY,
+    Tracker,
+)
+from tests.support.dvc_projects import environment, make_repository
 from tests.support.params import PARAMS_FILE
 
 RATE = "pretrain.learning_rate"
 SCORE = "concepts/text_to_image/recall@10"
-
-
-def cached(root, data, ending=""):
-    """Puts bytes into DVC's cache; returns their md5."""
-    md5 = hashlib.md5(data).hexdigest() + ending
-    path = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return md5
-
-
-def finish(root, name, score):
-    """A run with this result, as its branch and in DVC's cache."""
-    metrics = json.dumps({SCORE + part: score + more for part, more in (("", 0), ("/low", -0.1), ("/high", 0.1))})
-    metrics = metrics[:-1] + f', "{SCORE}/chance": 0.02}}'
-    outs = []
-    for out, file, text in (
-        ("reports/evaluation", "metrics.json", metrics),
-        ("reports/package", "report.json", json.dumps({"digest": name.ljust(64, "0")})),
-    ):
-        listing = json.dumps([{"md5": cached(root, text.encode()), "relpath": file}]).encode()
-        outs.append(f"    - path: {out}\n      md5: {cached(root, listing, '.dir')}\n")
-    (root / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  all:\n    cmd: x\n    outs:\n{''.join(outs)}")
-    record(root, name, f"run {name}")
+COMMIT = "c" * 40
+#: Name -> the attempt, the learning rate, the tags, the status.
+RUNS = {
+    "demo": ("d-1", 0.002, {BRANCH: "run/demo", REVISION: COMMIT, "align.data_digest": "d" * 64}, "FINISHED"),
+    "demo-2": (
+        "f0-1",
+        0.004,
+        {BRANCH: "run/demo-2", REVISION: COMMIT, FLOW_RUN: "f0", CACHED_STAGES: "ingest, finetune"},
+        "FINISHED",
+    ),
+    "wide": ("f1-1", 0.5, {WHY: "the loss\x1b[31m is inf", FLOW_RUN: "f1"}, "FAILED"),
+    "now": ("now-1", 0.004, {}, None),
+    "gone": ("gone-1", 0.004, {}, None),
+    "theirs": ("x-1", 0.004, {}, None),
+    "stopped": ("s-1", 0.004, {ENDED: "cancelled"}, "KILLED"),
+    "killed": ("k-1", 0.004, {}, "KILLED"),
+    "measured": ("m-1", 0.004, {SOURCE: EVALUATION}, "FINISHED"),
+}
 
 
 @pytest.fixture(name="project", scope="module")
 def _project(tmp_path_factory):
-    """Runs demo, demo-2 (another rate) and failed ones, one in progress and one that was killed, and their MLflow."""
     root = make_repository(tmp_path_factory.mktemp("runs") / "project", {}, "")
     shutil.copy(PARAMS_FILE, root)
-    commit_all(root)
-    for rate, score in ((0.002, 0.2), (0.004, 0.6)):
-        write_params(root / "params.yaml", {RATE: rate})
-        finish(root, "demo", score)
-    failed = root / ".align/failed/wide-0a1b2c3d"
-    (failed / "reports/evaluation").mkdir(parents=True)
-    shutil.copy(root / "params.yaml", failed)
-    write_params(failed / "params.yaml", {RATE: 0.5})
-    about = {"name": "wide", "commit": "", "state": "failed", "why": "the loss\x1b[31m is inf", "flow_run": "f1"}
-    (failed / "run.json").write_text(json.dumps(about))
-    first_try = root / ".align/failed/demo-2-f0"  # the retry of its flow run became branch run/demo-2
-    first_try.mkdir()
-    (first_try / "run.json").write_text(json.dumps(about | {"name": "demo-2", "flow_run": "f0"}))
-    os.utime(first_try, (1e9, 1e9))
     work = {"line": "pretrain: step 20 of 80, loss 5.310", "done": 20, "total": 80, "per_s": 0.5}
+    (root / ".align").mkdir(exist_ok=True)
     (root / ".align/progress.json").write_text(json.dumps({"lines": [], "work": work}))
     held = [hold(RunRecord(name, name, 1, "", "", str(root), str(root), "")) for name in ("now", "gone")]
     held[1].close()
-    held.append(hold(RunRecord("promote", "p", 1, "", "", str(root), flow="promote")))  # no run of the pipeline
+    (root / "reports/evaluation").mkdir(parents=True)
+    metrics = {SCORE: 0.6, f"{SCORE}/low": 0.5, f"{SCORE}/high": 0.7, f"{SCORE}/chance": 0.02, "evaluate/sets": 1}
+    (root / "reports/evaluation/metrics.json").write_text(json.dumps(metrics))
     here = Path.cwd()
     os.chdir(root)
     try:
         tracker = Tracker()
-        for name, attempt, tags, status in (
-            (
-                "demo-2",
-                "f0-1",
-                {"align.git_revision": git(root, "rev-parse", "run/demo-2"), "align.flow_run": "f0"},
-                "FINISHED",
-            ),
-            ("wide", "f1-1", {}, "FAILED"),
-            ("now", "now-1", {}, None),
-            ("theirs", "x-1", {}, None),
-            ("stopped", "s-1", {ENDED: "cancelled"}, "KILLED"),
-        ):
-            run = tracker.start_run("align", name, attempt)
-            tracker.set_tags(run, tags)
+        for name, (attempt, rate, tags, status) in RUNS.items():
+            run = tracker.start_run("align", name, attempt, tags)
+            tracker.log_params(run, {RATE: rate, "pretrain.seed": 0})
             tracker.log_metrics(run, {"pretrain/train/device_hours": 1.5})
+            if name == "demo-2":
+                tracker.log_tables(run, tables([root / "reports/evaluation"]))
             if status:
                 tracker.end_run(run, status=status)
     finally:
         os.chdir(here)
     yield root
     held[0].close()
-    held[2].close()
 
 
 @pytest.fixture(name="here", autouse=True)
@@ -115,18 +94,19 @@ def test_every_run_with_its_state(capsys):
     answer = listed(capsys)
     by_name = {run["name"]: run for run in answer["runs"]}
     assert {name: run["state"] for name, run in by_name.items()} == {
-        "demo": "finished", "demo-2": "finished", "wide-0a1b2c3d": "failed", "now": "running",
-        "gone": "killed", "theirs": "unknown", "stopped": "cancelled",
+        "demo": "finished", "demo-2": "finished", "wide": "failed", "now": "running", "gone": "killed",
+        "theirs": "unknown", "stopped": "cancelled", "killed": "killed",
     }  # fmt: skip
     assert [run["doing"] for run in answer["runs"] if run["doing"]] == [by_name["now"]["doing"]]
     assert answer["params_that_differ"] == [RATE]
     assert len({frozenset(run) for run in answer["runs"]}) == 1  # the same keys for all
     second = by_name["demo-2"]
-    assert second["branch"] == "run/demo-2" and second["commit"] == git(Path.cwd(), "rev-parse", "run/demo-2")
-    assert second["metrics"][SCORE] == {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.02}
-    assert second["params"][RATE] == 0.004 and second["flow_run"] == "f0"
-    assert by_name["wide-0a1b2c3d"]["costs"]["pretrain/device_hours"] == 1.5  # a run that failed cost something, too
-    assert by_name["wide-0a1b2c3d"]["folder"] == ".align/failed/wide-0a1b2c3d"
+    assert second["branch"] == "run/demo-2" and second["commit"] == COMMIT and second["mlflow_run"]
+    assert second["metrics"] == {SCORE: {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.02}}
+    assert second["params"] == {RATE: "0.004", "pretrain.seed": "0"} and second["flow_run"] == "f0"
+    assert second["costs"] == {"pretrain/device_hours": 1.5, "finetune/device_hours": "cached"}
+    assert by_name["demo"]["digests"] == {"data": "d" * 64}
+    assert by_name["wide"]["costs"]["pretrain/device_hours"] == 1.5  # a run that failed cost something, too
     assert by_name["gone"]["why"] == "`align runs --repair` ends it"
 
 
@@ -139,22 +119,23 @@ def test_the_table(capsys, monkeypatch):
     heads = [line.split()[:3] for line in out.split("\n\n")[0].splitlines()]
     now = heads.pop(1 + next(row for row, head in enumerate(heads) if head[1] == "now"))
     assert now == ["2", "min", "left;"] and "left; pretrain: step 20 of 80, loss 5.310\n" in out
-    assert sorted(head[0] for head in heads) == list("ABCDEFG")
+    assert sorted(head[0] for head in heads) == list("ABCDEFGH")
     assert ["demo-2", "finished"] in [head[1:] for head in heads] and ["now", "running"] in [head[1:] for head in heads]
-    assert RATE in out and "pretrain.num_steps" not in out and "60.0 [50.0-70.0]" in out and "1:30:00" in out
+    assert RATE in out and "pretrain.seed" not in out and "60.0 [50.0-70.0]" in out and "1:30:00" in out
     assert "the loss\\u001b[31m is inf" in out
     assert "http://p/runs/flow-run/f0  http://m/#/experiments/" in out
-    assert out.count("http://m/") == out.count("?workflowType=machine_learning") == 5  # the pages for training
+    assert out.count("http://m/") == out.count("?workflowType=machine_learning") == 8  # the pages for training
     assert max(map(len, out.split("Links")[0].splitlines())) <= 100
     assert main(["runs", "--last", "2"]) == 0
     out = capsys.readouterr().out
-    assert "5 older ones are not shown; --last 7 shows all" in out
+    assert "6 older ones are not shown; --last 8 shows all" in out
     assert main(["runs", "--last", "1"]) == 0  # nothing differs, and no empty table says so
     assert "Parameters" not in capsys.readouterr().out
 
 
 def test_one_run(capsys):
-    for name in ("demo-2", "run/demo-2"):
+    run_id = next(run["mlflow_run"] for run in listed(capsys)["runs"] if run["name"] == "demo-2")
+    for name in ("demo-2", "run/demo-2", "f0", run_id[:8]):
         assert main(["runs", "show", name]) == 0
         out = capsys.readouterr().out
         assert "state      finished" in out and "60.0 [50.0-70.0]" in out and "git switch run/demo-2" in out
@@ -174,21 +155,26 @@ def test_words_that_do_not_go_together(words, line, capsys):
     assert line in capsys.readouterr().err
 
 
-def test_what_cannot_be_read_is_said_and_the_rest_is_shown(project, capsys):
-    git(project, "branch", "run/empty", "HEAD")
+def test_a_record_that_cannot_be_read_is_said_and_the_rest_is_shown(project, capsys):
     torn = project / ".align/runs/torn-1.lock"
     torn.touch()
     torn.with_suffix(".json").write_bytes(b"{")
     try:
         assert main(["runs", "--json"]) == 0
         done = capsys.readouterr()
-        assert "'run/empty' has no dvc.lock" in done.err and "torn-1.json: no record of this version" in done.err
-        assert {"empty", "demo", "now"} <= {run["name"] for run in json.loads(done.out)["runs"]}
+        assert "torn-1.json: no record of this version" in done.err
+        assert {"demo", "now"} <= {run["name"] for run in json.loads(done.out)["runs"]}
     finally:
-        git(project, "branch", "-D", "run/empty")
         for file in (torn, torn.with_suffix(".json")):
             with suppress(FileNotFoundError):
                 file.unlink()
+
+
+def test_without_mlflow_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main(["runs"]) == 1
+    assert "align: error: MLflow at http://127.0.0.1:9: " in capsys.readouterr().err
 
 
 def test_where_there_are_none(tmp_path, monkeypatch, capsys):

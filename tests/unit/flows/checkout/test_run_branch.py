@@ -161,25 +161,3 @@ def test_record_without_an_identity(repo, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     assert git(repo, "show", "--no-patch", "--format=%an", run_branch.record(repo, "demo", "x").commit) == "align"
-
-
-def test_a_finished_run_is_found_by_its_files_and_parameters(repo):
-    params = repo / "params.yaml"
-    params.write_text("pretrain:\n  seed: 0\n  rate: 1.0\nfinetune:\n  seed: 1\n")
-    git(repo, "add", "--all")
-    commit = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet")
-    git(repo, *commit, "-m", "values")
-    assert run_branch.branch_of(repo, "demo", "HEAD", {"pretrain.seed": 3}) is None
-    for seed in (3, 4):
-        params.write_text(params.read_text().replace("seed: 0", f"seed: {seed}"))
-        run_branch.record(repo, "demo", "run demo")
-        git(repo, "checkout", "--quiet", "params.yaml")
-    assert run_branch.branch_of(repo, "demo", "HEAD", {"pretrain.seed": 3}) == "demo"
-    assert run_branch.branch_of(repo, "demo", "HEAD", {"pretrain.seed": 4, "pretrain.rate": 1}) == "demo-2"
-    for other in ({}, {"pretrain.seed": 5}, {"pretrain.seed": 3, "finetune.rate": 2.0}):
-        assert run_branch.branch_of(repo, "demo", "HEAD", other) is None
-    git(repo, *commit, "--allow-empty", "-m", "other words")
-    assert run_branch.branch_of(repo, "demo", "HEAD", {"pretrain.seed": 3}) == "demo"
-    (repo / "align/project/code.py").write_text("x = 9\n")
-    git(repo, *commit, "-am", "other code")
-    assert run_branch.branch_of(repo, "demo", "HEAD", {"pretrain.seed": 3}) is None

@@ -2,15 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
-from align.config.paths import PathsConfig
 from align.config.study import Study
 from align.display.figure import BAD, GOOD, LIGHT
-from align.lineage.runs import study as module
-from align.lineage.runs.run import ComparedRun
 from align.lineage.runs.study import COLUMNS, notes, page, read_runs, rows, write
-from align.lineage.versions.at_revision import Revisions
-from tests.support.params import load_params
 
 ARMS = ("base", "more", "less", "same")
 STUDY = Study.model_validate({
@@ -24,25 +20,34 @@ STUDY = Study.model_validate({
 EFFECTS = {"base": 0.5, "more": 0.625, "less": 0.375, "same": 0.505}
 
 
-def found(monkeypatch, tmp_path, seeds=3, without=(), other=""):
-    """Read from runs whose figures are those of EFFECTS, more with each seed, and a little uneven."""
+class Logged:
+    """As a Tracker whose runs have the figures of EFFECTS, more with each seed, and a little uneven."""
 
-    def read(name, *_):
-        arm, seed = name.removeprefix("run/").split("-")
+    def __init__(self, other):
+        self.other = other
+
+    def table(self, run_id, name):
+        arm, seed = run_id.split("-")
         uneven = 0.004 * (-1) ** (ARMS.index(arm) * int(seed))
-        figure = EFFECTS[arm] + 0.01 * int(seed) + uneven
-        metrics = {"concepts/mean_recall": figure, "test/mean_recall": 0.25}
-        digests = {"set/concepts": "other" if arm == other else "c", "set/test": arm}
-        return ComparedRun(name, "", "", None, {}, metrics, digests)
+        figures = {"concepts/mean_recall": EFFECTS[arm] + 0.01 * int(seed) + uneven, "test/mean_recall": 0.25}
+        return [[name, value, value, None, None, None] for name, value in figures.items()]
 
-    monkeypatch.setattr(module, "read_run", read)
-    names = {(arm, seed): f"{arm}-{seed}" for arm in ARMS for seed in range(seeds) if f"{arm}-{seed}" not in without}
+    def artifact(self, run_id, path, folder):
+        arm = run_id.split("-")[0]
+        sets = {"concepts": {"digest": "other" if arm == self.other else "c"}, "test": {"digest": arm}}
+        (folder / "report.json").write_text(json.dumps({"sets": sets}))
+        return folder / "report.json"
+
+
+def found(seeds=3, without=(), other=""):
+    names = [(arm, seed) for arm in ARMS for seed in range(seeds) if f"{arm}-{seed}" not in without]
+    runs = {(arm, seed): SimpleNamespace(run_id=f"{arm}-{seed}", name=f"small-{arm}-s{seed}") for arm, seed in names}
     missing = {(arm, int(seed)): "it failed" for arm, seed in (name.split("-") for name in without)}
-    return read_runs(STUDY, names, missing, load_params().section(PathsConfig), Revisions(tmp_path, tmp_path))
+    return read_runs(STUDY, runs, missing, Logged(other))
 
 
-def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch, tmp_path):
-    all_of_it = found(monkeypatch, tmp_path)
+def test_a_row_for_each_arm_with_its_verdict_beside_the_papers():
+    all_of_it = found()
     table = [*rows(STUDY, all_of_it)]
     assert [row[0] for row in table] == [*ARMS] and all(len(row) == len(COLUMNS) for row in table)
     base, more, less, same = (dict(zip(COLUMNS, row, strict=True)) for row in table)
@@ -61,8 +66,8 @@ def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch, tmp_
         assert f'stroke="var(--{name})"' in plot or f"var(--{name})" in plot
 
 
-def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch, tmp_path):
-    some = found(monkeypatch, tmp_path, without=("more-1",), other="less")
+def test_runs_that_are_missing_or_measured_on_others_are_said():
+    some = found(without=("more-1",), other="less")
     assert some.figures.keys() == {(arm, seed) for arm in ("base", "more", "same") for seed in range(3)} - {("more", 1)}
     assert [row[1] for row in rows(STUDY, some)] == ["3/3", "2/3", "0/3", "3/3"]
     said = [*notes(STUDY, some)]
@@ -71,8 +76,8 @@ def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch, tmp_p
     assert some.comparison.differences.keys() == {"more", "same"}
 
 
-def test_one_seed_has_points_and_no_verdict(monkeypatch, tmp_path):
-    one = found(monkeypatch, tmp_path, seeds=1)
+def test_one_seed_has_points_and_no_verdict(tmp_path):
+    one = found(seeds=1)
     assert {row[4] + row[5] + row[6] for row in rows(STUDY, one)} == {""}
     assert any("There is no verdict" in note for note in notes(STUDY, one))
     write(STUDY, one, tmp_path)

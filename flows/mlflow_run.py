@@ -18,15 +18,15 @@ from align.config.recipe import FinetuneConfig
 from align.config.release import RegisterConfig
 from align.config.sections import changing_bytes
 from align.errors import ServiceError
-from align.pipeline.run import running_services
+from align.local_stack import running_services
 from align.release.promotion.gates import REVISION
 from align.release.registration.shown import headline, log_report, tables
 from align.services.git import resolve
 from align.services.tracking.tracker import ENDED, FLOW_RUN, Status, Tracker, param_text
 from flows.checkout import run_branch
 from flows.dag import Stage
-from flows.tasks import this_run
-from flows.tasks.run_context import RunContext
+from flows.run.context import RunContext
+from flows.run.record import leaves_something, note
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ def opened_run(
     tracker = Tracker(run.mlflow_tracking_uri)
     run_id = _continued(tracker, run, known)
     if run_id is None:
-        run_id = tracker.start_run(experiment, name, run.attempt, {**_tags(run), **tags})
+        run_id = tracker.start_run(experiment, name, tags={**_tags(run), **tags})
         tracker.log_params(run_id, known)
+    note(mlflow_run=run_id)
     status: Status = "KILLED"
     try:
         yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))
@@ -132,7 +133,7 @@ def opened_run(
                 tracker.set_tags(run_id, {ENDED: "cancelled"})
             tracker.end_run(run_id, status=status)
         except ServiceError as error:
-            this_run.leaves_something()
+            leaves_something()
             if status == "FINISHED":
                 raise
             get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
@@ -168,7 +169,7 @@ def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> s
     condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
     for earlier in tracker.runs(condition):
         if {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items():
-            tracker.resume_run(earlier.run_id, run.attempt)
+            tracker.resume_run(earlier.run_id)
             return earlier.run_id
     return None
 

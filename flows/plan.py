@@ -26,14 +26,14 @@ from align.display.visible import markdown_table, plain_markdown
 from align.durable.files import write_text
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
+from align.local_stack import has_accelerator
 from align.model.presets import image_width
 from align.pipeline import estimate
-from align.pipeline.run import has_accelerator
 from flows.checkout.stage_states import SHOWN, StageState, States, read_states
-from flows.checkout.workspace import commit_of, worktree
+from flows.checkout.worktree import commit_of, worktree
 from flows.request import Request, settled
-from flows.tasks.child_process import CommandError, run_supervised
-from flows.tasks.run_context import STATE, RunContext, our_program
+from flows.run.context import STATE, RunContext, our_program
+from flows.run.supervised import CommandError, run_supervised
 
 #: Kept for the user's checkout, since a worktree and its `runtime/` are removed at the end of a run.
 SPEEDS = STATE / "speeds"
@@ -310,7 +310,7 @@ def _checkout(root: Path, request: Request) -> Iterator[Path]:
         return
     commit, _ = commit_of(root, request)
     key = f"plan-{os.getpid()}"
-    with (  # the lock tells `flows.checkout.leftovers` that somebody works there
+    with (  # the lock tells `flows.checkout.worktree` that somebody works there
         locked(root / STATE / "locks" / key, "align plan", say),
         worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
     ):
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
-            run = request.with_stages(RunContext(root=path, checkout=root, name=request.name or ""))
+            run = RunContext(root=path, checkout=root, name=request.name or "").with_stages(request)
             plan = make_plan(run, read_states(run))
         if args.json:
             show_json(plan.model_dump_json(indent=2))

@@ -26,12 +26,12 @@ from align.lineage.runs.study import COLUMNS, notes, read_runs, rows, write
 from align.lineage.versions.data_versions import DataVersions
 from align.services.git import git
 from flows.checkout.run_branch import branch_of, check_name
-from flows.checkout.workspace import commit_of
+from flows.checkout.worktree import commit_of
 from flows.dag import EVALUATE
 from flows.pages.progress import put_markdown
 from flows.pipeline import exit_code, pipeline
 from flows.request import NO_LOGIN, Request, inside, settled
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.record import end_record, in_progress
 
 STUDIES = Path("infra/studies")
 

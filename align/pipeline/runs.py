@@ -2,7 +2,7 @@
 
     align runs                  state, parameters that differ, main metrics with intervals, cost, folders, links
     align runs show NAME        all that is known of one
-    align runs --repair         ends what a killed run left unfinished in Prefect and MLflow, and removes its worktree
+    align runs --repair         ends what a killed run left unfinished in Prefect and MLflow
 
 Needs no server. The repair is another program, so that nothing here imports Prefect.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from align.errors import ConfigError, DataError
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run_list import RunList, a_row_each, as_json, list_lines, one_lines
 from align.lineage.versions.data_versions import DataVersions
-from align.pipeline.run import flow_environment, running_services
+from align.local_stack import running_services
+from align.pipeline.run import become
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -39,8 +39,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.repair:
         if args.what or args.json:
             raise ConfigError("align runs --repair: repairs all that is dead; it takes no other words")
-        command = [sys.executable, "-m", "flows.reconcile"]
-        os.execve(command[0], command, flow_environment(Path.cwd()))
+        become("flows", "ended")
     if args.what == "show" and len(args.names) != 1:
         raise ConfigError("align runs show: name one run, as align runs lists it")
     if args.last < 1:

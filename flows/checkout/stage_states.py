@@ -34,7 +34,7 @@ from align.services.dvc.run_cache import is_known
 from align.services.git import LOCK_FILE, git
 from align.verbs import STAGES
 from flows.dag import Stage
-from flows.tasks.run_context import RunContext, child_environment
+from flows.run.context import RunContext, child_environment
 
 #: Keys of section `paths`: outs that take long to make, or may be put there by hand. The rest is made again in minutes.
 PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")

@@ -15,8 +15,8 @@ from align.durable.locks import locked, tried
 from align.errors import AlignError, DataError
 from align.services.git import git, network_git, resolve
 from flows.remote.order import ORIGIN, REFS, Order
-from flows.tasks.child_process import CommandError, Watch, run_supervised
-from flows.tasks.run_context import STATE, RunContext, our_program
+from flows.run.context import STATE, RunContext, our_program
+from flows.run.supervised import CommandError, run_supervised
 
 
 @contextmanager
@@ -77,9 +77,7 @@ def fetched(root: Path, order: Order) -> Iterator[None]:
             git(root, "update-ref", "-d", mine)
 
 
-def exchange(
-    what: str, run: RunContext, log: Callable[[str], None], *words: str, watch: Watch | None = None
-) -> dict[str, Any]:
+def exchange(what: str, run: RunContext, log: Callable[[str], None], *words: str) -> dict[str, Any]:
     """Does one thing of `align.services.dvc.transfer` in the checkout of a run. Returns what the program answers.
 
     Raises:
@@ -88,7 +86,7 @@ def exchange(
     command, env = our_program("align.services.dvc.transfer", run)
     command += [what, "--", *words]
     try:
-        lines = run_supervised(command, cwd=run.root, env=env, log=lambda line: _say(line, log), watch=watch)
+        lines = run_supervised(command, cwd=run.root, env=env, log=lambda line: _say(line, log))
     except CommandError as error:
         raise CommandError(str(error).partition("failed: ")[2]) from None
     answers = [line for line in lines if line.startswith("{")]  # libraries may print something at the end

@@ -28,10 +28,9 @@ from flows.checkout.run_branch import snapshot
 from flows.dag import Stage
 from flows.remote.exchange import exchange, pushed
 from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, ORIGIN, REFS, RUNTIME, SAID, Order
-from flows.tasks.child_process import CommandError, Watch
-from flows.tasks.outages import end_without_waiting
-from flows.tasks.run_context import RunContext, progress_file
-from flows.tasks.stop import Stopped
+from flows.run.context import RunContext, progress_file
+from flows.run.stop import Stopped, end_without_waiting
+from flows.run.supervised import CommandError
 
 #: Seconds between two looks at the worker's flow run; after a longer pause the head was asleep, not the worker.
 LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
@@ -104,10 +103,8 @@ def _data(run: RunContext, sent: Sequence[Stage]) -> Iterator[str]:
                 )
 
 
-def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], watch: Watch) -> bool | None:
+def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | None:
     """Has the stage run by a worker of its pool, and brings the result into DVC's cache.
-
-    If `watch` ends it, the worker's run is ended, too, with its checkpoint.
 
     Returns:
         Whether its command ran there; None: the result was in DVC's cache or remote.
@@ -115,7 +112,7 @@ def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], wat
     Raises:
         CommandError: the stage failed; the message has its reason and the machine. Or the result did not arrive.
     """
-    offered = exchange("offer", run, log, stage.name, watch=watch)
+    offered = exchange("offer", run, log, stage.name)
     if offered["found"]:
         return None
     pool = run.pools[stage.name]
@@ -126,12 +123,12 @@ def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], wat
             remote=offered["remote"], reads=offered["reads"], mlflow_run_id=run.mlflow_run_id,
         )  # fmt: skip
         with pushed(run.root, run.checkout, order, log), get_client(sync_client=True) as client:
-            ended = _Sent(client, run, order, log, watch).to_its_end()
+            ended = _Sent(client, run, order, log).to_its_end()
     except CommandError:
         raise
     except (AlignError, PrefectException, httpx.HTTPError) as error:
         raise CommandError(f"{stage.name}, in work pool '{pool}': {one_line(error)}") from None
-    taken = exchange("take", run, log, stage.name, watch=watch)
+    taken = exchange("take", run, log, stage.name)
     if taken["key"] != offered["key"]:
         raise CommandError(
             f"{stage.name}: what it reads has changed here while work pool '{pool}' ran it; run it again"
@@ -145,10 +142,8 @@ def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], wat
 class _Sent:
     """The flow runs of one stage in a work pool: a new one after each lost machine."""
 
-    def __init__(
-        self, client: SyncPrefectClient, run: RunContext, order: Order, log: Callable[[str], None], watch: Watch
-    ) -> None:
-        self._client, self._run, self._order, self._log, self._watch = client, run, order, log, watch
+    def __init__(self, client: SyncPrefectClient, run: RunContext, order: Order, log: Callable[[str], None]) -> None:
+        self._client, self._run, self._order, self._log = client, run, order, log
         self._pool = run.pools[order.stage]
         self._runs: list[UUID] = []  # all that were started
         self._cluster = run.params.section(ClusterConfig)
@@ -181,7 +176,6 @@ class _Sent:
         """Waits for the end, and shows what the worker says meanwhile. Gives up a worker that is lost."""
         signs, told = _Signs(), ""
         while True:
-            self._watch.check()
             found = self._client.read_flow_run(run_id)
             assert found.state is not None
             if found.state.is_final():

@@ -22,16 +22,16 @@ from prefect.states import Completed, Failed
 
 from align.errors import AlignError, ConfigError, DataError
 from align.services.dvc.commands import write_code
-from flows.checkout.workspace import in_worktree
+from flows.checkout.worktree import in_worktree
 from flows.dag import read_dag
-from flows.pages.progress import run_page
-from flows.reconcile import reconcile
+from flows.ended import repair
+from flows.pages.progress import progress
 from flows.remote.exchange import exchange, fetched
 from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
 from flows.request import Request
-from flows.tasks import this_run
-from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
-from flows.tasks.stage_task import StageOutcome, run_stages
+from flows.run import record
+from flows.run.context import RunContext, StageOutcome, child_environment, log_file, progress_file
+from flows.stage import run_stages
 
 #: Seconds between two signs.
 EVERY_S = 3.0
@@ -88,8 +88,8 @@ class Heartbeat:
 @flow(
     name=FLOW,
     flow_run_name="{order.stage} of {order.run}",
-    on_completion=[this_run.end_record],
-    on_failure=[this_run.end_record],
+    on_completion=[record.end_record],
+    on_failure=[record.end_record],
 )
 def stage(order: Order) -> State[Any]:
     """Runs one stage at a commit of another machine, and gives its result to DVC's remote.
@@ -99,14 +99,13 @@ def stage(order: Order) -> State[Any]:
     root, log, run_id = Path.cwd(), get_run_logger().info, UUID(str(runtime.flow_run.id))
     try:
         # the heartbeat first: fetching, and waiting for an equal run, may take long
-        with Heartbeat(run_id) as heartbeat, this_run.in_progress() as record, fetched(root, order):
+        with Heartbeat(run_id) as heartbeat, record.in_progress(), fetched(root, order):
             _require_wanted(run_id)
-            reconcile(root, log, record)
+            repair(root, log)
             with in_worktree(root, Request(name=order.run, ref=order.commit), log, inputs=False) as workspace:
-                this_run.note(worktree=str(workspace.root), kept=str(workspace.kept))
+                record.note(worktree=str(workspace.root))
                 run = RunContext(
-                    root=workspace.root, checkout=root, name=order.run, attempt=record.attempt_id, kept=workspace.kept,
-                    stale=frozenset({order.stage}),
+                    root=workspace.root, checkout=root, name=order.run, stale=frozenset({order.stage}),
                     mlflow_run_id=order.mlflow_run_id if os.environ.get("MLFLOW_TRACKING_URI") else None,
                 )  # fmt: skip
                 outcome = _run(run, order, heartbeat, log)
@@ -129,8 +128,7 @@ def _run(run: RunContext, order: Order, heartbeat: Heartbeat, log: Callable[[str
         raise ConfigError(f"{order.commit[:10]}: dvc.yaml has no stage '{order.stage}'")
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")
-    with run_page(f"{order.stage} of {order.run}") as page:
-        page.watch(progress_file(run.root), [asked])
+    with progress(progress_file(run.root), [asked]):
         heartbeat.progress = progress_file(run.root)
         write_code(run.root, child_environment(run))
         exchange("accept", run, log, order.stage, order.remote, json.dumps(order.reads))

@@ -14,7 +14,7 @@ from align.formats.query_ranks import QueryRanks, Ranked, write_ranks
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
-from flows.checkout.workspace import write_params
+from flows.checkout.worktree import write_params
 from tests.support.dvc_projects import commit_all, enter, make_repository, shell
 from tests.support.params import PARAMS_FILE
 

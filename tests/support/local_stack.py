@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from align.config.params import write_params
-from align.pipeline.run import running_services
+from align.local_stack import running_services
 from align.services.git import git
 from tests.support import ROOT, wait_until
 from tests.support.dvc_projects import commit_all

@@ -3,17 +3,16 @@
 What a run is called, and where it is kept:
 
     finished    a branch; or a run in MLflow that no branch holds, such as one of `align register`
-    running     a record in .align/runs whose lock is held (`align.pipeline.run_records`)
+    running     a record in .align/runs whose lock is held (`align.durable.run_records`)
     cancelled   a run in MLflow that somebody ended, by Ctrl-C or in Prefect's UI; the same run resumes it
-    killed      a record whose lock is free, or a folder in .align/failed
-    failed      a folder in .align/failed
+    killed      a record whose lock is free, or a run in MLflow that was one
+    failed      a run in MLflow
     unknown     MLflow says that it runs, and this checkout does not know it: another's
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,20 +23,18 @@ from typing import Any, Literal
 from align.config.paths import PathsConfig
 from align.display.console import duration
 from align.display.progress import read_said
+from align.durable import run_records
 from align.errors import AlignError, FormatError, ServiceError
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun, read_folder, read_run
 from align.lineage.runs.tables import WIDTH, costs_table, cut, letters, metrics_table, params_table, table_lines
 from align.lineage.versions.data_versions import DataVersions
-from align.pipeline import run_records
 from align.services.git import git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.tracked_run import TrackedRun, run_address
-from align.services.tracking.tracker import ATTEMPT, ENDED, FLOW_RUN, Tracker
+from align.services.tracking.tracker import ENDED, FLOW_RUN, Tracker
 
 State = Literal["finished", "running", "cancelled", "killed", "failed", "unknown"]
-#: What `align run` keeps of a failed run, see flows/checkout/failed_runs.py.
-FAILED = Path(".align/failed")
 _IN_PROGRESS: Mapping[str, State] = {"live": "running", "dead": "killed", "elsewhere": "unknown"}
 _IN_MLFLOW: Mapping[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 
@@ -96,7 +93,7 @@ class RunList:
     def places(self) -> list[Place]:
         """All of them, the newest first."""
         tracked = self._tracked()
-        found = [*self._branches(tracked), *self._in_progress(tracked), *self._failed(tracked)]
+        found = [*self._branches(tracked), *self._in_progress(tracked)]
         shown = {place.tracked.run_id for place in found if place.tracked}
         found += [_only_tracked(run) for run in tracked if run.run_id not in shown]
         return sorted(found, key=lambda place: (-place.time, place.name))
@@ -161,40 +158,27 @@ class RunList:
             yield Place(name, "finished", float(time), read, name, commit, flow_run=flow_run, tracked=run)
 
     def _in_progress(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
-        by_attempt = {run.tags.get(ATTEMPT, ""): run for run in tracked}
-        for lock in run_records.locks(self._root):
+        by_id = {run.run_id: run for run in tracked}
+        for file in run_records.files(self._root):
             try:
-                found = run_records.look(lock)
+                found = run_records.look(file)
             except FormatError as error:
                 self.problems.append(str(error))
                 continue
-            if found is None or found[0] == "copied":
+            if found is None:
                 continue
             liveness, record = found
             if record.flow != run_records.PIPELINE:
                 continue
             worktree = Path(record.worktree) if record.worktree else self._root
             if liveness == "dead" and not worktree.is_dir():
-                continue  # its folder in .align/failed, or its branch, says more
+                continue  # its branch, or MLflow, says more
             read = partial(read_folder, record.name, worktree, self._paths if record.worktree else None)
             yield Place(
                 record.name, _IN_PROGRESS[liveness], record.started_at, read, path=_shown(worktree, self._root),
                 why={"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, ""),
                 doing=_doing(worktree) if liveness == "live" else "", flow_run=record.flow_run,
-                tracked=by_attempt.get(record.attempt_id),
-            )  # fmt: skip
-
-    def _failed(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
-        by_flow_run = {run.tags.get(ATTEMPT, "").rpartition("-")[0]: run for run in reversed(tracked)}
-        for folder in sorted((self._root / FAILED).glob("[!.]*")):
-            about: dict[str, str] = json.loads((folder / "run.json").read_bytes())
-            read = partial(read_folder, folder.name, folder, self._paths)
-            state: State = "killed" if about["state"] == "killed" else "failed"
-            flow_run = about["flow_run"]
-            yield Place(
-                folder.name, state, folder.stat().st_mtime, read, commit=about["commit"],
-                path=folder.relative_to(self._root).as_posix(), why=about["why"], flow_run=flow_run,
-                tracked=by_flow_run.get(flow_run) if flow_run else None,
+                tracked=by_id.get(record.mlflow_run),
             )  # fmt: skip
 
 

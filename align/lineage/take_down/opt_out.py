@@ -48,7 +48,7 @@ from align.services.s3.store import fetcher
 
 #: Where the local stack keeps its state (`infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
-_FAILED = Path(".align/failed")  # see flows/checkout/failed_runs.py
+_WORKTREES = Path(".align/worktrees")  # of failed runs, see flows/checkout/worktree.py
 #: Copies of data/index: of served champions (`align.search.service.fetched`), and the one that `align ready` writes.
 _SERVED, _READY = Path(".align/served"), Path("data/sample/ready")
 
@@ -102,9 +102,9 @@ def remaining_lines(
     if _PREFECT.is_dir():
         yield f"  {_PREFECT}, {_LOGS}: Prefect's database and logs; figures, searches and addresses of earlier runs"
         yield f"    ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
-    if _FAILED.is_dir():
-        yield f"  {_FAILED}: reports of failed runs, with pictures"
-        yield f"    ends with: `rm -rf {_FAILED}`"
+    if any(_WORKTREES.glob("*")):
+        yield f"  {_WORKTREES}: data and reports of failed runs, with pictures"
+        yield f"    ends with: `rm -rf {_WORKTREES} && git worktree prune`"
     if _SERVED.is_dir():
         yield f"  {_SERVED}: champions that were served, with their indexes: small pictures, texts, addresses"
         yield f"    ends with: `rm -rf {_SERVED}`"

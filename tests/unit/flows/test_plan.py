@@ -20,11 +20,11 @@ from align.errors import DataError
 from align.services.dvc.repository import DvcError
 from flows import plan as plan_module
 from flows.checkout.stage_states import StageState, States, read_states, read_status
-from flows.checkout.workspace import worktree
+from flows.checkout.worktree import worktree
 from flows.dag import read_dag, select
 from flows.plan import Plan, Speed, keep_speeds, make_plan, read_speeds
 from flows.request import Request
-from flows.tasks.run_context import RunContext
+from flows.run.context import RunContext
 from tests.support.dvc_projects import commit_all, make_repository
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.warm import commands

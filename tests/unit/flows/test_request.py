@@ -19,8 +19,8 @@ from flows.checkout.run_branch import check_name
 from flows.pipeline import data, pipeline
 from flows.promote import promote
 from flows.request import SHORTCUTS, Part, Request, inside, settled
+from flows.run.context import RunContext
 from flows.study import named_study
-from flows.tasks.run_context import RunContext
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
 from tests.support.params import PARAMS_FILE

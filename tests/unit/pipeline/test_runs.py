@@ -11,8 +11,8 @@ import pytest
 
 from align.cli import main
 from align.config.params import write_params
+from align.durable.run_records import RunRecord, hold
 from align.pipeline import runs
-from align.pipeline.run_records import RunRecord, hold
 from align.services.git import git
 from align.services.tracking.tracker import ENDED, Tracker
 from flows.checkout.run_branch import record

@@ -127,8 +127,9 @@ def test_reports_of_failed_runs_are_named(tmp_path, monkeypatch):
     paths = load_params().section(PathsConfig)
     monkeypatch.chdir(tmp_path)
     assert "failed runs" not in "\n".join(remaining_lines(paths, [], frozenset(), OptedOut()))
-    Path(".align/failed").mkdir(parents=True)
-    assert "    ends with: `rm -rf .align/failed`" in list(remaining_lines(paths, [], frozenset(), OptedOut()))
+    Path(".align/worktrees/0a1b").mkdir(parents=True)
+    said = list(remaining_lines(paths, [], frozenset(), OptedOut()))
+    assert "    ends with: `rm -rf .align/worktrees && git worktree prune`" in said
 
 
 def test_copies_of_an_index_are_named_where_they_show_what_is_forgotten(tmp_path, monkeypatch):

@@ -283,13 +283,14 @@ def answer(url: str, body: bytes | None = None, login: str | None = None) -> byt
 
 
 def stop(*leaders: psutil.Process) -> None:
-    """Tells the process groups of these leaders to end, and waits; kills what does not."""
+    """Tells these processes, or the groups that they lead, to end, and waits; kills what does not."""
     import psutil
 
     children = [child for leader in leaders for child in leader.children(recursive=True)]
     for leader in leaders:
         with suppress(ProcessLookupError):
-            os.killpg(leader.pid, signal.SIGTERM)
+            leads = os.getpgid(leader.pid) == leader.pid
+            (os.killpg if leads else os.kill)(leader.pid, signal.SIGTERM)
     for family, timeout_s in ((children, RUNS_STOP_TIMEOUT_S), (leaders, STOP_TIMEOUT_S)):
         deadline = time.monotonic() + timeout_s
         while (left := [one for one in family if _works(one)]) and time.monotonic() < deadline:

@@ -82,14 +82,18 @@ def in_progress(name: str | None = None) -> Iterator[RunRecord]:
 
 def note(**values: Any) -> None:
     """Puts into the run's record what is known now: its `name`, its `worktree`, its `mlflow_run`."""
-    if held := _HELD.get(UUID(runtime.flow_run.id)):
+    if held := _mine():
         held.write(**values)
 
 
 def leaves_something() -> None:
     """Keeps the record beyond the end of this run, for `flows.ended`: something could not be ended."""
-    if held := _HELD.get(UUID(runtime.flow_run.id)):
+    if held := _mine():
         held.is_kept = True
+
+
+def _mine() -> Held | None:
+    return _HELD.get(UUID(runtime.flow_run.id)) if runtime.flow_run.id else None
 
 
 def end_record(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

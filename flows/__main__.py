@@ -6,11 +6,12 @@ has. With --keep that server stays.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -26,15 +27,18 @@ def main(argv: Sequence[str]) -> int:
     """Returns the program's exit code; 1 after one line if Prefect's server does not start."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # until the program says otherwise
     words = [word for word in argv if word != KEEP]
-    is_named = "PREFECT_API_URL" in os.environ
     try:
         if words[0] == "pipeline":  # a wrong value costs nothing
             words[1] = _checked(words[1])
-        with nullcontext() if is_named else prefect_for_a_run(Path.cwd(), keep=KEEP in argv) as wait:
-            program = import_module(f"flows.{words[0]}")  # while the server starts
-            if wait:
-                wait()
-            return int(program.main(words[1:]))
+        wait = None
+        if "PREFECT_API_URL" not in os.environ:
+            server = ExitStack()
+            atexit.register(server.close)  # after Prefect's threads, which send the last lines
+            wait = server.enter_context(prefect_for_a_run(Path.cwd(), keep=KEEP in argv))
+        program = import_module(f"flows.{words[0]}")  # while the server starts
+        if wait:
+            wait()
+        return int(program.main(words[1:]))
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.display.console import say
 from align.display.visible import visible
-from align.durable.locks import locked, take
+from align.durable.locks import locked, take, tried
 from align.errors import ServiceError
 from align.project.installed import installed
 
@@ -201,6 +201,19 @@ def take_over(services: Services) -> None:
     """The servers stay until `make down`: no run ends one of them."""
     for service in services.values():
         service.pop(_OF_RUNS, None)
+
+
+def leave_to_runs(root: Path, services: Services) -> bool:
+    """Leaves Prefect's server to the typed runs that use it, the last of which ends it. False if none does."""
+    if "prefect" not in services:
+        return False
+    (root / LOCKS).mkdir(parents=True, exist_ok=True)
+    with tried(root / LOCKS / "prefect") as is_unused:
+        if is_unused:
+            return False
+    services["prefect"][_OF_RUNS] = True
+    save(root, {"prefect": services["prefect"]})
+    return True
 
 
 def start_server(root: Path, name: str, url: str, env: Mapping[str, str]) -> dict[str, Any]:

@@ -132,10 +132,16 @@ def down(root: Path) -> None:
         print("stopped worker")
     for pid in outlived:
         print(f"stopped a run that had outlived its worker (process {pid})")
-    for name in ("search", "mlflow", "prefect"):
+    for name in ("search", "mlflow"):
         if name in services:
             local_stack.stop(psutil.Process(services[name]["pid"]))
             print(f"stopped {name}")
+    if local_stack.leave_to_runs(root, services):
+        print("prefect stays for a run that works here, and ends with it")
+        return
+    if "prefect" in services:
+        local_stack.stop(psutil.Process(services["prefect"]["pid"]))
+        print("stopped prefect")
     (root / SERVICES_FILE).unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from align.local_stack import (
     created,
     flow_environment,
     has_accelerator,
+    leave_to_runs,
     login,
     prefect_for_a_run,
     running_services,
@@ -135,6 +136,18 @@ def test_a_server_stays_that_somebody_keeps_or_make_up_takes_over(root):
         take_over(services)
         save(root, services)
     assert running_services(root)["prefect"]["pid"] == kept["pid"]
+
+
+def test_make_down_leaves_the_server_to_a_run_that_uses_it(root):
+    with prefect_for_a_run(root, keep=True):
+        services = running_services(root)
+        take_over(services)
+        assert leave_to_runs(root, services)
+    assert not leave_to_runs(root, running_services(root))
+    del os.environ["PREFECT_API_URL"]
+    with prefect_for_a_run(root):
+        pass
+    assert running_services(root) == {}
 
 
 def test_a_run_takes_another_port_unless_one_is_chosen(root, monkeypatch):

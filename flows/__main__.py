@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from align.display.console import say
+from align.durable.run_records import files
 from align.errors import AlignError
 from align.local_stack import prefect_for_a_run
 from align.pipeline.run import KEEP
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
         if words[0] == "pipeline":  # a wrong value costs nothing
             words[1] = _checked(words[1])
         wait = None
-        if "PREFECT_API_URL" not in os.environ:
+        asks_prefect = words[0] != "ended" or files(Path.cwd())
+        if asks_prefect and "PREFECT_API_URL" not in os.environ:
             server = ExitStack()
             atexit.register(server.close)  # after Prefect's threads, which send the last lines
             wait = server.enter_context(prefect_for_a_run(Path.cwd(), keep=KEEP in argv))

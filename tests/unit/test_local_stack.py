@@ -99,6 +99,10 @@ def test_an_accelerator_is_found(tmp_path, files, environment, found):
     assert has_accelerator(tmp_path, environment) is found
 
 
+#: A server outlives the program that starts it, here with the program.
+OUTLIVES = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
 @pytest.fixture(name="root")
 def _root(tmp_path, monkeypatch):
     """A checkout whose servers only sleep."""
@@ -116,6 +120,7 @@ def _root(tmp_path, monkeypatch):
     local_stack.stop(*(psutil.Process(one["pid"]) for one in running_services(tmp_path).values()))
 
 
+@OUTLIVES
 def test_the_last_run_ends_the_server_that_a_run_has_started(root):
     with prefect_for_a_run(root):
         [first] = running_services(root).values()
@@ -127,6 +132,7 @@ def test_the_last_run_ends_the_server_that_a_run_has_started(root):
     assert running_services(root) == {}
 
 
+@OUTLIVES
 def test_a_server_stays_that_somebody_keeps_or_make_up_takes_over(root):
     with prefect_for_a_run(root, keep=True):
         pass
@@ -138,6 +144,7 @@ def test_a_server_stays_that_somebody_keeps_or_make_up_takes_over(root):
     assert running_services(root)["prefect"]["pid"] == kept["pid"]
 
 
+@OUTLIVES
 def test_make_down_leaves_the_server_to_a_run_that_uses_it(root):
     with prefect_for_a_run(root, keep=True):
         services = running_services(root)
@@ -150,6 +157,7 @@ def test_make_down_leaves_the_server_to_a_run_that_uses_it(root):
     assert running_services(root) == {}
 
 
+@OUTLIVES
 def test_a_run_takes_another_port_unless_one_is_chosen(root, monkeypatch):
     claim, taken = free_port()
     monkeypatch.setitem(local_stack.PORTS, "prefect", ("ALIGN_PREFECT_PORT", taken, "/api/health"))

@@ -53,7 +53,7 @@ def test_what_people_put_there_stays(checkout):
     assert done.returncode == 0, done.stderr
     assert files(checkout) == {
         ".align/login", ".align/remote/file", ".align/prefect/file", ".align/worktrees/demo/file", ".align/locks/file",
-        ".align/worktrees/file", "checkpoints/0123456789abcdef-01234567/file", "mydata/file",
+        "checkpoints/0123456789abcdef-01234567/file", "mydata/file",
     }  # fmt: skip
     assert make_clean(checkout).returncode == 0  # nothing left to remove
 

@@ -119,8 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_profile(args.profile, profile, args.params)
         args.typed = args.overrides  # a profile is for all verbs, but what was typed is meant for this one
         args.overrides = [*profile, *args.typed]
-        of_any_model = args.verb == "evaluate" and (args.model or args.checkpoint)  # which nothing promotes
-        params = read_params(args.params, args.overrides, "promote.metrics" if of_any_model else "")
+        params = _params(args)
         if args.verb in STAGES and "DVC_STAGE" in os.environ:
             from align.project.declared import require_stage
 
@@ -186,6 +185,16 @@ def _check_profile(name: str, values: Sequence[str], params: Path | None) -> Non
         load_params(params, values)
     except ConfigError as error:
         raise ConfigError(f"--profile {name}: {str(error).removeprefix('--set ')}") from None
+
+
+def _params(args: argparse.Namespace) -> Params:
+    """The values of a command. Those of a run are checked as a whole once, by the program that it becomes."""
+    from align.config import load_params
+
+    if args.verb in ("run", "register") or (args.verb == "plan" and args.cards is None):
+        return load_params(args.params, args.overrides)
+    of_any_model = args.verb == "evaluate" and (args.model or args.checkpoint)  # which nothing promotes
+    return read_params(args.params, args.overrides, "promote.metrics" if of_any_model else "")
 
 
 def _refusal(error: OSError) -> str | None:

@@ -23,7 +23,7 @@ from align.display.console import show
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.image_index import CATALOGUE, IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
-from align.pipeline.run import SEARCH_LOGIN_FILE
+from align.local_stack import SEARCH_LOGIN_FILE
 from align.services.signing import TRUST, is_required
 from align.services.tracking.address import require_store
 from align.web.guard import HOST, Guard

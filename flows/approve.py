@@ -2,7 +2,7 @@
 
 `flows.promote` starts it where `promote.approval` is on. It is a flow of its own since a suspended run is executed from
 its top again when it is resumed. While it waits it is not a process but a row in Prefect's database, so it outlives
-restarts of server and worker, and `flows.reconcile` has nothing to end.
+restarts of server and worker, and `flows.ended` has nothing to end.
 
 After its time-out Prefect would end it with "was paused and never resumed". So this flow has a time-out of its own:
 with the form it schedules a second run of the same deployment, which ends the first one and says what happened. If the
@@ -35,11 +35,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from align.display.visible import fenced_markdown, visible
 from align.errors import AlignError, ServiceError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
+from flows.command import command
 from flows.pages.progress import put_markdown
 from flows.request import NO_LOGIN
-from flows.tasks.child_process import last_line
-from flows.tasks.command_task import command
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.record import end_record, in_progress
+from flows.run.supervised import last_line
 
 #: Of prefect.yaml.
 DEPLOYMENT = "approve/wait-for-approval"

@@ -36,15 +36,15 @@ from align.services.dvc.commands import write_code
 from align.services.dvc.repository import settings
 from align.services.git import git, network_git
 from flows.checkout.run_branch import snapshot
-from flows.checkout.workspace import in_worktree
+from flows.checkout.worktree import in_worktree
 from flows.dag import Selection, Stage, is_part, read_dag
-from flows.pages.progress import run_page
-from flows.reconcile import reconcile
+from flows.ended import repair
+from flows.pages.progress import progress
 from flows.request import Request
-from flows.tasks.child_process import CommandError, run_supervised
-from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
-from flows.tasks.stage_task import run_stages
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.context import RunContext, child_environment, log_file, progress_file
+from flows.run.record import end_record, in_progress
+from flows.run.supervised import CommandError, run_supervised
+from flows.stage import run_stages
 
 #: The flow that a worker runs; each work pool has a deployment of it with the pool's name.
 FLOW = "part"
@@ -167,13 +167,13 @@ def part(
     """
     root, log = Path.cwd(), get_run_logger().info
     try:
-        with in_progress(f"training of {name}") as record:
-            reconcile(root, log, record)
+        with in_progress(f"training of {name}"):
+            repair(root, log)
             network_git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", ORIGIN, f"{REFS}/{commit}")
             with in_worktree(root, Request(name=name, ref=commit), log, inputs=False) as workspace:
                 dag = read_dag(workspace.root)
                 run = RunContext(
-                    root=workspace.root, checkout=root, name=name, attempt=record.attempt_id, kept=workspace.kept,
+                    root=workspace.root, checkout=root, name=name,
                     chosen=Selection(dag, tuple(stage for stage in dag if stage.name in stages)),
                     stale=frozenset(stages), pulled=frozenset(stages),
                     mlflow_run_id=mlflow_run_id if mlflow_run_id and os.environ.get("MLFLOW_TRACKING_URI") else None,
@@ -192,7 +192,6 @@ def _run(run: RunContext, code: dict[str, str], log: Callable[[str], None]) -> N
     if other := [stage for stage, digest in code.items() if here.get(stage, "") != digest]:
         raise DataError(f"another align is installed here: its code of stage {other[0]} is not that of the run")
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
-    with run_page(run.name) as page:
-        page.watch(progress_file(run.root), run.chosen.stages)
+    with progress(progress_file(run.root), run.chosen.stages):
         run_stages(run.chosen.stages, run)
     run_supervised(["dvc", "push", "--run-cache", *code], cwd=run.root, env=env, log=log)

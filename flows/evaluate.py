@@ -12,11 +12,11 @@ from pydantic import Field
 
 from align.display.visible import fenced_markdown, visible
 from align.errors import without_logins
-from flows.pages.progress import put_markdown, run_page
+from flows.command import command
+from flows.pages.progress import progress, put_markdown
 from flows.request import NO_LOGIN, inside
-from flows.tasks.child_process import last_line
-from flows.tasks.command_task import command
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.record import end_record, in_progress
+from flows.run.supervised import last_line
 
 _MAX_NAME, _MAX_WORDS = 200, 1000
 _Words = Field(min_length=1, max_length=_MAX_WORDS, json_schema_extra={"pattern": r"\S", **NO_LOGIN})
@@ -43,14 +43,13 @@ def evaluate(
         CommandError: there is no such model or suite, MLflow is unavailable, or `align evaluate` failed.
     """
     suite, model, name = visible(suite.strip()), visible(model.strip()), visible(without_logins(name.strip()))
-    with in_progress(name) as record, tempfile.TemporaryDirectory(prefix="align-") as folder:
+    with in_progress(name), tempfile.TemporaryDirectory(prefix="align-") as folder:
         for asked in (suite, model):
             if not asked.startswith("models:/"):
                 inside(Path.cwd(), asked)
-        progress = Path(folder) / "progress.json"
-        with run_page(record.name) as page:
-            page.watch(progress, ())
+        file = Path(folder) / "progress.json"
+        with progress(file):
             sets = f"--set=paths.evaluation={json.dumps(suite)}"
-            lines = command("evaluate", (f"--model={model}", sets, f"--log={name}"), progress)
+            lines = command("evaluate", (f"--model={model}", sets, f"--log={name}"), file)
         put_markdown("summary", "what was measured", fenced_markdown(lines))
         return last_line(lines)

@@ -18,7 +18,7 @@ from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.config.sections import known_params
 from align.errors import AlignError, ServiceError, without_logins
-from align.pipeline.run import running_services
+from align.local_stack import running_services
 from align.release.registration.shown import headline, log_report, tables
 from align.services.git import resolve
 from align.services.tracking.tracker import (
@@ -35,8 +35,8 @@ from align.services.tracking.tracker import (
 )
 from flows.checkout import run_branch
 from flows.dag import Stage
-from flows.tasks import this_run
-from flows.tasks.run_context import RunContext
+from flows.run.context import RunContext
+from flows.run.record import leaves_something, note
 
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
@@ -128,8 +128,9 @@ def opened_run(
     tracker = Tracker(run.mlflow_tracking_uri)
     run_id = _continued(tracker, run, known, tags)
     if run_id is None:
-        run_id = tracker.start_run(experiment, name, run.attempt, {**_tags(run), **tags})
+        run_id = tracker.start_run(experiment, name, tags={**_tags(run), **tags})
         tracker.log_params(run_id, known)
+    note(mlflow_run=run_id)
     status: Status = "KILLED"  # by a signal, or in Prefect's UI; a process that is killed comes to no end
     ends = {ENDED: "cancelled"}
     try:
@@ -144,7 +145,7 @@ def opened_run(
                 tracker.set_tags(run_id, ends)
             tracker.end_run(run_id, status=status)
         except ServiceError as error:
-            this_run.leaves_something()
+            leaves_something()
             if status == "FINISHED":
                 raise
             get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
@@ -175,7 +176,7 @@ def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any], tags
     for earlier in tracker.runs(condition):
         is_same = {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items()
         if is_same and tags.items() <= earlier.tags.items():  # all runs of a study are of one flow run
-            tracker.resume_run(earlier.run_id, run.attempt)
+            tracker.resume_run(earlier.run_id)
             return earlier.run_id
     return None
 

@@ -7,42 +7,40 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.exceptions import Abort
-from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.settings import PREFECT_API_URL
 
 from align.display.console import say, show
 from align.display.visible import fenced_markdown
 from align.errors import AlignError
-from align.project.installed import installed
+from align.local_stack import HOST, LOGIN_FILE
 from align.release.registration.shown import VERDICT
-from align.services.tracking.database import require_whole
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
-from flows.checkout.workspace import in_checkout, in_worktree
+from flows.checkout.worktree import in_checkout, in_worktree
 from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
+from flows.ended import repair
 from flows.mlflow_run import MlflowRun, mlflow_run
-from flows.pages.progress import RunPage, put_markdown, run_page
+from flows.pages.progress import Progress, progress, put_markdown
 from flows.pages.summary import summarise
 from flows.plan import make_plan
-from flows.reconcile import reconcile
-from flows.request import Request, settled
+from flows.request import Request, Settled, settled
+from flows.run import stop
+from flows.run.context import RunContext, StageOutcome, child_environment, log_file, progress_file
+from flows.run.record import end_record, in_progress, note, tag
+from flows.run.supervised import last_line, run_supervised
 from flows.speeds import keep_speeds
+from flows.stage import run_stages
 from flows.states import read_states, require_known
-from flows.tasks import stop, this_run
-from flows.tasks.child_process import last_line, run_supervised
-from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
-from flows.tasks.stage_task import StageOutcome, run_stages
 
 #: Warnings of stages that the summary repeats: the last ones.
 MAX_WARNINGS = 10
@@ -51,7 +49,7 @@ PACKAGE = "package"
 NOT_REGISTERED = ["nothing, since this run packages no model"]
 
 
-@flow(on_completion=[this_run.end_record], on_failure=[this_run.end_record])
+@flow(on_completion=[end_record], on_failure=[end_record])
 def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the form shows its fields
     """Runs every stage, records the result as a branch, registers the model, returns a summary.
 
@@ -59,24 +57,39 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
     root, log = Path.cwd(), get_run_logger().info
-    with this_run.in_progress(request.name) as record:
-        name = this_run.name_of(root, request)
+    with in_progress(request.name):
+        name = name_of(root, request)
         # before anything is made: a wrong value of the last stage costs nothing
         asked = settled(root, request.model_copy(update={"name": name}))
-        this_run.note(name=name)
-        reconcile(root, log, record)
+        note(name=name)
+        repair(root, log)
         here = runtime.deployment.id is None and asked.in_place
         with in_checkout(root, name, log) if here else in_worktree(root, asked, log) as workspace:
             if workspace.root != root:
-                this_run.note(worktree=str(workspace.root), kept=str(workspace.kept))
+                note(worktree=str(workspace.root))
             run = RunContext(
-                root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=record.attempt_id,
-                kept=workspace.kept, tags=asked.tags or {},
-            )  # fmt: skip
-            run = asked.with_stages(run)
+                root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, tags=asked.tags or {}
+            )
+            run = run.with_stages(asked)
             with mlflow_run(run) as opened:
                 run = run.model_copy(update={"mlflow_run_id": opened.run_id, "mlflow_page": opened.page})
                 return _run(run, opened, asked.ref or "HEAD")
+
+
+def name_of(root: Path, request: Request) -> str:
+    """The run's name: the request's, else the one that Prefect shows, made valid for a branch.
+
+    A deployed run that a program asked for by name has that name in Prefect, too.
+
+    Raises:
+        ConfigError: no branch can have this name.
+    """
+    name = (request.name or "").strip() or run_branch.valid_name(str(runtime.flow_run.name or ""))
+    run_branch.check_name(root, name)
+    if request.name and runtime.deployment.id and name != runtime.flow_run.name:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), name=name)
+    return name
 
 
 @flow(flow_run_name="data")
@@ -111,7 +124,7 @@ def record(run: RunContext) -> Recorded:
     recorded = run_branch.record(run.root, run.name, f"run {run.name}{' (dirty)' if run.dirty else ''}")
     what = "is" if recorded.is_new else "has the same result, and stays:"
     get_run_logger().info("branch run/%s %s %s", recorded.name, what, recorded.commit[:10])
-    this_run.tag(f"run/{recorded.name}")
+    tag(f"run/{recorded.name}")
     return recorded
 
 
@@ -128,7 +141,7 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> list
 
 def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.dirty:
-        this_run.tag("dirty")
+        tag("dirty")
     since = time.time()
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run only
@@ -143,18 +156,17 @@ def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
-        with run_page(run.name) as page, stop.whatever_it_became():
+        with progress(progress_file(run.root), run.chosen.stages) as page, stop.whatever_it_became():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:
                 page.links["beside other runs"] = opened.comparison
-            page.watch(progress_file(run.root), run.chosen.stages)
             return _run_stages(run, opened, page)
     finally:
         keep_speeds(run, since)
 
 
-def _run_stages(run: RunContext, opened: MlflowRun, page: RunPage) -> str:
+def _run_stages(run: RunContext, opened: MlflowRun, page: Progress) -> str:
     outcomes: list[StageOutcome] = []
     if _stages(run, "data"):
         outcomes = data(run)
@@ -184,9 +196,8 @@ def exit_code(run: Callable[[], str]) -> int:
     """Shows the flow's summary, or its error in one line. Returns 0, 1 after an AlignError, else `stop.exit_code`."""
     try:
         with stop.in_order(), stop.whatever_it_became():
-            if not PREFECT_API_URL.value():
-                require_whole(Path(get_current_settings().home, "prefect.db"))
-                _guard_temporary_server()
+            if (url := PREFECT_API_URL.value() or "").startswith(f"http://{HOST}:"):
+                say(f"Prefect at {url.removesuffix('/api')} shows the run; its login is the line in {LOGIN_FILE}")
             summary = run()
     except AlignError as error:
         say(f"align: error: {error}")
@@ -199,30 +210,9 @@ def exit_code(run: Callable[[], str]) -> int:
     return 0
 
 
-def _guard_temporary_server() -> None:
-    """Starts Prefect's temporary server behind the guard of `make up`; without it, it answers to any host name. In a
-    session of its own: Ctrl-C does not end it before the run, which tells it the run's end."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    def start(server: SubprocessASGIServer) -> subprocess.Popen[Any]:
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("ALIGN_SERVER_")}
-        ours |= get_current_settings().to_environment_variables(exclude_unset=True)
-        ours |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
-        command = [sys.executable, str(installed("infra/server.py")), "prefect", str(server.port), "until-stdin-ends"]
-        return subprocess.Popen(command, env=ours, stdin=subprocess.PIPE, start_new_session=True)
-
-    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[method-assign, assignment]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The program that `align run` becomes. Returns its `exit_code`."""
     parser = argparse.ArgumentParser(prog="align run")
-    parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
-    request: Request = parser.parse_args(argv).request
-
-    def run() -> str:
-        asked = settled(Path.cwd(), request)
-        run_branch.check_name(Path.cwd(), str(asked.name))
-        return pipeline.with_options(flow_run_name=str(asked.name))(asked)
-
-    return exit_code(run)
+    parser.add_argument("request", type=Settled.model_validate_json, help="as JSON, checked")
+    request: Settled = parser.parse_args(argv).request
+    return exit_code(lambda: pipeline.with_options(flow_run_name=str(request.name))(request))

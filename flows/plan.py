@@ -28,13 +28,13 @@ from align.durable.locks import locked
 from align.errors import AlignError, DataError
 from align.model.presets import image_width
 from align.pipeline.estimate import REFUSED
-from flows.checkout.workspace import commit_of, worktree
+from flows.checkout.worktree import commit_of, worktree
 from flows.dag import overlap
 from flows.request import Request, settled
+from flows.run.context import STATE, RunContext, our_program
+from flows.run.supervised import CommandError, run_supervised
 from flows.speeds import TRAINING, UNKNOWN, expected_time
 from flows.states import SHOWN, StageState, read_states
-from flows.tasks.child_process import CommandError, run_supervised
-from flows.tasks.run_context import STATE, RunContext, our_program
 
 
 class Plan(BaseModel):
@@ -254,7 +254,7 @@ def _checkout(root: Path, request: Request) -> Iterator[Path]:
         return
     commit, _ = commit_of(root, request)
     key = f"plan-{os.getpid()}"
-    with (  # the lock tells `flows.checkout.leftovers` that somebody works there
+    with (  # the lock tells `flows.checkout.worktree` that somebody works there
         locked(root / STATE / "locks" / key, "align plan", say),
         worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
     ):
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
-            run = request.with_stages(RunContext(root=path, checkout=root, name=request.name or ""))
+            run = RunContext(root=path, checkout=root, name=request.name or "").with_stages(request)
             plan = make_plan(run, read_states(run), counts_memory=True)
         if args.json:
             show_json(plan.model_dump_json(indent=2))

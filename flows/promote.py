@@ -14,10 +14,10 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.release import PromoteConfig
 from flows.approve import ask, decision_page
+from flows.command import command
 from flows.pages.progress import put_markdown
-from flows.tasks.child_process import last_line
-from flows.tasks.command_task import command
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.record import end_record, in_progress
+from flows.run.supervised import last_line
 
 
 @flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])

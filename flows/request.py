@@ -23,10 +23,15 @@ from align.filter.rules import RULES
 from align.project.declared import DVC_FILE
 from align.services.git import git, resolve
 from align.verbs import STAGES
-from flows.checkout.run_branch import NAME
 from flows.dag import Selection, Stage, read_dag, select
-from flows.tasks.run_context import RunContext
 
+#: A file's name has at most 255 bytes; git adds `.lock`, and a repeated run its number.
+MAX_NAME_BYTES = 200
+#: What `flows.checkout.run_branch.check_name` asks of a run's name, as far as a pattern of JSON Schema can say it.
+NAME = (
+    r"^(?![-/.])(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)|[/.]$))"
+    rf"[^\x00-\x20\x7f~^:?*\[\\]{{1,{MAX_NAME_BYTES}}}(?![\s\S])"
+)
 _LOGIN = {"type": "string", "pattern": LOGIN}
 #: For JSON Schema: no address with a login. Prefect's server refuses such a value before it records it.
 NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
@@ -151,10 +156,6 @@ class Request(BaseModel):
     def select(self, dag: Sequence[Stage]) -> Selection:
         """The stages that it names, see `flows.dag.select`."""
         return select(dag, self.only, self.from_stage, self.to_stage)
-
-    def with_stages(self, run: RunContext) -> RunContext:
-        """The run with its stages; after this nobody reads dvc.yaml. Until it has its lock, the checkout may change."""
-        return run.model_copy(update={"chosen": self.select(read_dag(run.root, run.params))})
 
 
 def inside(root: Path, path: str) -> Path:

@@ -9,10 +9,10 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from align.display.visible import fenced_markdown, visible
+from flows.command import command
 from flows.request import NO_LOGIN
-from flows.tasks.child_process import last_line
-from flows.tasks.command_task import command
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.record import end_record, in_progress
+from flows.run.supervised import last_line
 
 
 @flow(flow_run_name="rollback", on_completion=[end_record], on_failure=[end_record])

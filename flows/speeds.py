@@ -14,7 +14,7 @@ from align.config import Params
 from align.display.console import duration
 from align.durable.files import write_text
 from align.errors import AlignError
-from flows.tasks.run_context import STATE, RunContext
+from flows.run.context import STATE, RunContext
 
 #: Kept for the user's checkout, since a worktree and its `runtime/` are removed at the end of a run.
 SPEEDS = STATE / "speeds"

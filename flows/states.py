@@ -18,7 +18,7 @@ from align.project.declared import CODE_FILE
 from align.services.dvc.commands import write_code
 from align.services.dvc.stages import StageStatus, read_status, unknown_outs
 from flows.dag import Stage, overlap
-from flows.tasks.run_context import RunContext, child_environment
+from flows.run.context import RunContext, child_environment
 
 #: Keys of section `paths`: outs that take long to make, or may be put there by hand. The rest is made again in minutes.
 PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")

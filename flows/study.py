@@ -27,12 +27,12 @@ from align.services.git import git, resolve
 from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import check_name
-from flows.checkout.workspace import commit_of
+from flows.checkout.worktree import commit_of
 from flows.dag import EVALUATE
 from flows.pages.progress import put_markdown
 from flows.pipeline import exit_code, pipeline
 from flows.request import NO_LOGIN, Request, inside, settled
-from flows.tasks.this_run import end_record, in_progress
+from flows.run.record import end_record, in_progress
 
 STUDIES = Path("infra/studies")
 

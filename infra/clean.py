@@ -48,7 +48,7 @@ def _in_use(root: Path) -> str | None:
         return f"{STATE}/services.json cannot be read: `make down`, then delete it"
     if listed:
         try:
-            from align.pipeline.run import running_services
+            from align.local_stack import running_services
         except ImportError:  # the environment was removed, and with it what could tell
             return f"{STATE}/services.json lists services of `make up`: stop them with `make down` first"
         if running := running_services(root):

@@ -10,60 +10,49 @@ ALIGN_MLFLOW_PORT, ALIGN_SEARCH_PORT. Runs that the worker works on at a time: A
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from itertools import dropwhile
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psutil
 
+from align import local_stack
 from align.config import load_params
 from align.config.infrastructure import StoreConfig
 from align.config.params import PARAMS_FILE
 from align.config.release import RegisterConfig
-from align.display.visible import visible
 from align.errors import AlignError, ServiceError
-from align.pipeline.run import (
+from align.local_stack import (
+    HOST,
     LOGIN_FILE,
+    LOGS,
+    PORTS,
     READER_LOGIN_FILE,
     SEARCH_LOGIN_FILE,
     SERVICES_FILE,
-    created,
-    flow_environment,
+    Services,
+    answer,
     has_accelerator,
     login,
-    prefect_login,
     running_services,
+    save,
 )
 from align.services.tracking.tracked_run import TRAINING, runs_address
 from align.web.connections import shorten
 
-HOST = "127.0.0.1"
 POOL = WORKER = "local"
 WORKER_LIMIT = 2  # runs at a time, each in a worktree of its own; more would only share the same cores
 ON_A_GPU = 1  # of which two trainers would share the memory
-START_TIMEOUT_S = 180.0
-RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
-STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to stop
-LOGS = Path(".align/logs")
-TRACEBACK = "Traceback (most recent call last):"
-SERVER = Path(__file__).with_name("server.py")
+#: What deployed runs print (work_pool.json).
+RUNS_LOG = LOGS / "runs.log"
 #: Strangers ask it for pictures and texts: it need not know how to start runs or write databases.
 NOT_FOR_SEARCH = ("PREFECT_", "PGPASSWORD", "MLFLOW_BACKEND_STORE_URI")
-
-Services = dict[str, dict[str, Any]]
 
 
 def up(root: Path) -> None:
@@ -73,44 +62,38 @@ def up(root: Path) -> None:
         ServiceError: a port is taken, or a server or the worker does not start; the message says how its log ends.
     """
     services = running_services(root)
-    ports = {
-        "prefect": _number("ALIGN_PREFECT_PORT", 4200),
-        "mlflow": _number("ALIGN_MLFLOW_PORT", 5000),
-        "search": _number("ALIGN_SEARCH_PORT", 7000),
+    limit = str(local_stack.number("ALIGN_WORKER_LIMIT", ON_A_GPU if has_accelerator() else WORKER_LIMIT))
+    urls = {
+        name: services[name]["url"] if name in services else f"http://{HOST}:{local_stack.require_free(name)}"
+        for name in PORTS
     }
-    limit = str(_number("ALIGN_WORKER_LIMIT", ON_A_GPU if has_accelerator() else WORKER_LIMIT))
-    for name, port in ports.items():
+    env = local_stack.prefect_environment(root, urls["prefect"])
+    for name, url in urls.items():
         if name not in services:
-            _check_free(name, port)
-    url = services.get("prefect", {}).get("url") or f"http://{HOST}:{ports['prefect']}"
-    # The login in the environment, not in arguments, which every user of the machine can read. The URL is for the UI in
-    # the browser, and for everything that the worker starts.
-    env = flow_environment(root) | prefect_login(root)
-    env |= {"PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url, "ALIGN_ROOT": str(root)}
-    health = {"prefect": "/api/health", "mlflow": "/health", "search": "/health"}
-    for name in health:
-        if name not in services:
-            command, own = [sys.executable, str(SERVER), name, str(ports[name])], env
             if name == "search":
-                command = [sys.executable, "-m", "align.cli", "serve", "--port", str(ports[name])]
-                own = _search_environment(root, env, services["mlflow"]["url"])
-            services[name] = _start(root, name, command, own) | {"url": f"http://{HOST}:{ports[name]}"}
-            _save(root, services)
-    for name, path in health.items():
-        address = services[name]["url"] + path
-        _wait_for(root, name, services[name], address, lambda url=address: _answer(url) is not None)
+                command = [sys.executable, "-m", "align.cli", "serve", "--port", url.rpartition(":")[2]]
+                own = _search_environment(root, env, urls["mlflow"])
+                services[name] = local_stack.start(root, name, command, own) | {"url": url}
+            else:
+                services[name] = local_stack.start_server(root, name, url, env)
+            print(f"starting {name} …", flush=True)
+        local_stack.take_over(services)
+        save(root, services)
+    for name in PORTS:
+        local_stack.wait_for_server(root, name, services[name])
     _deploy(root, env)
+    shorten(root / RUNS_LOG)
     if "worker" not in services:
-        worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
+        worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         worker += ["--name", WORKER, "--limit", limit]
-        # It and its runs wait for a server by themselves (flows/tasks/outages.py), without Prefect's doubling pauses.
-        # A click waits for the worker's next look: ten seconds apart by default.
-        ours = {"PREFECT_CLIENT_MAX_RETRIES": "2", "PREFECT_WORKER_QUERY_SECONDS": "2"}
-        services["worker"] = _start(root, "worker", worker, ours | env)
-        _save(root, services)
+        # a click waits for the worker's next look: ten seconds apart by default
+        services["worker"] = local_stack.start(root, "worker", worker, {"PREFECT_WORKER_QUERY_SECONDS": "2"} | env)
+        print("starting worker …", flush=True)
+        save(root, services)
     # while the worker starts: a run that it starts repairs, too, and the two do not disturb each other
-    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
-    _wait_for(root, "worker", services["worker"], f"work pool {POOL}", lambda: _has_asked(root, services))
+    subprocess.run([sys.executable, "-m", "flows", "ended", "--quiet"], cwd=root, env=env, check=False)
+    where = f"work pool {POOL}"
+    local_stack.wait_for(root, "worker", services["worker"], where, lambda: _has_asked(root, services))
     print(f"Prefect  {services['prefect']['url']}   run `train-and-release` from Deployments")
     print(f"MLflow   {_mlflow_page(root, services['mlflow']['url'])}")
     print(f"search   {services['search']['url']}   follows the champion")
@@ -122,14 +105,14 @@ def up(root: Path) -> None:
 def _mlflow_page(root: Path, server: str) -> str:
     """Where people begin in MLflow: the list of this project's runs; before the first one, the experiments."""
     name = quote(load_params(root / PARAMS_FILE).section(RegisterConfig).experiment)
-    found = _answer(f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", login=login(root))
+    found = answer(f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", login=login(root))
     if found is None:
         return f"{server}/#/experiments?{TRAINING}"
     return runs_address(server, json.loads(found)["experiment"]["experiment_id"])
 
 
 def down(root: Path) -> None:
-    """Stops only what `up` started, the worker and its runs first; if nothing runs, that is not an error."""
+    """Stops only what was started here, the worker and its runs first; if nothing runs, that is not an error."""
     services = running_services(root)
     worker = psutil.Process(services["worker"]["pid"]) if "worker" in services else None
     if worker:
@@ -137,19 +120,25 @@ def down(root: Path) -> None:
     runs = _runs(root)
     outlived = [run.pid for run in runs if not worker or run.ppid() != worker.pid]
     try:
-        _stop(*runs)
+        local_stack.stop(*runs)
     finally:
         if worker:
             worker.resume()
     if worker:
-        _stop(worker)
+        local_stack.stop(worker)
         print("stopped worker")
     for pid in outlived:
         print(f"stopped a run that had outlived its worker (process {pid})")
-    for name in ("search", "mlflow", "prefect"):
+    for name in ("search", "mlflow"):
         if name in services:
-            _stop(psutil.Process(services[name]["pid"]))
+            local_stack.stop(psutil.Process(services[name]["pid"]))
             print(f"stopped {name}")
+    if local_stack.leave_to_runs(root, services):
+        print("prefect stays for a run that works here, and ends with it")
+        return
+    if "prefect" in services:
+        local_stack.stop(psutil.Process(services["prefect"]["pid"]))
+        print("stopped prefect")
     (root / SERVICES_FILE).unlink(missing_ok=True)
 
 
@@ -176,80 +165,10 @@ def _search_environment(root: Path, env: Mapping[str, str], mlflow: str) -> dict
     return kept | {"ALIGN_SEARCH_LOGIN": login(root, SEARCH_LOGIN_FILE)} | ({} if has_other else known)
 
 
-def _number(variable: str, default: int) -> int:
-    text = os.environ.get(variable, str(default))
-    if not text.isdecimal() or int(text) < 1:
-        raise ServiceError(f"{variable}={text}: expected a positive whole number")
-    return int(text)
-
-
-def _check_free(name: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise ServiceError(
-                f"{name}: port {port} is taken by another program: stop it, or set ALIGN_{name.upper()}_PORT to another"
-            ) from None
-
-
-def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
-    log = root / LOGS / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    shorten(log)
-    started = time.time()
-    with log.open("ab") as output:
-        begins = output.tell()
-        process = subprocess.Popen(
-            command, cwd=root, env={**env, "ALIGN_SERVER_LOG": str(log)}, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    print(f"starting {name} …", flush=True)
-    return {"pid": process.pid, "created": created(process.pid), "started": started, "log_begins": begins}
-
-
-def _wait_for(root: Path, name: str, service: Mapping[str, Any], where: str, works: Callable[[], bool]) -> None:
-    """Returns once `works` says so.
-
-    Raises:
-        ServiceError: the process has ended, or START_TIMEOUT_S have passed; the message says how its log ends.
-    """
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while name in running_services(root) and time.monotonic() < deadline:
-        if works():
-            return
-        time.sleep(0.3)
-    end = _end_of_log(root / LOGS / f"{name}.log", service.get("log_begins", 0))
-    raise ServiceError(f"{name} did not start at {where}; see {LOGS}/{name}.log, which ends: {end}")
-
-
-def _end_of_log(log: Path, begins: int) -> str:
-    """The last lines that a service printed since its start, or what its last exception says."""
-    lines = log.read_bytes()[begins:].decode("utf-8", "replace").splitlines()
-    said = [line.rstrip() for line in lines if line.strip()]
-    if TRACEBACK in said:
-        after = said[len(said) - said[::-1].index(TRACEBACK) :]
-        said = list(dropwhile(lambda line: line[0].isspace(), after))[:3]
-    return visible(" | ".join(line.strip() for line in said[-3:])) or "nothing, it printed no line"
-
-
-def _answer(url: str, body: bytes | None = None, login: str | None = None) -> bytes | None:
-    """What a server answers to a GET, or to a POST if there is a body; None if it does not answer."""
-    headers = {"Content-Type": "application/json"}
-    if login:
-        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as answer:
-            return bytes(answer.read())
-    except OSError:
-        return None
-
-
 def _has_asked(root: Path, services: Services) -> bool:
     """Whether the worker has asked Prefect for runs since its start."""
     question = f"{services['prefect']['url']}/api/work_pools/{POOL}/workers/filter"
-    workers = json.loads(_answer(question, b"{}", login(root)) or b"[]")
+    workers = json.loads(answer(question, b"{}", login(root)) or b"[]")
     asked = [one["last_heartbeat_time"] for one in workers if one["name"] == WORKER and one["last_heartbeat_time"]]
     started = services["worker"].get("started", 0)
     return any(datetime.fromisoformat(when).timestamp() > started for when in asked)
@@ -264,41 +183,13 @@ def _deploy(root: Path, env: Mapping[str, str]) -> None:
 
 
 def _runs(root: Path) -> list[psutil.Process]:
-    """The processes of deployed runs of this checkout; each leads a session of its own."""
+    """The processes of deployed runs of this checkout."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if "prefect.engine" in process.cmdline() and process.environ().get("ALIGN_ROOT") == str(root):
                 found.append(process)
     return found
-
-
-def _stop(*leaders: psutil.Process) -> None:
-    """Tells the process groups of these leaders to end, and waits; kills what does not."""
-    children = [child for leader in leaders for child in leader.children(recursive=True)]
-    for leader in leaders:
-        with suppress(ProcessLookupError):
-            os.killpg(leader.pid, signal.SIGTERM)
-    for family, timeout_s in ((children, RUNS_STOP_TIMEOUT_S), (leaders, STOP_TIMEOUT_S)):
-        deadline = time.monotonic() + timeout_s
-        while (left := [one for one in family if _works(one)]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for one in left:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-
-
-def _works(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # which its parent did not wait for
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _save(root: Path, services: Services) -> None:
-    file = root / SERVICES_FILE
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(services, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:

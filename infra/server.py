@@ -1,6 +1,6 @@
 """Serves Prefect or MLflow on 127.0.0.1, to its own pages and to programs that know the login of `make up`.
 
-    python infra/server.py prefect|mlflow PORT [until-stdin-ends]
+    python infra/server.py prefect|mlflow PORT
 
 Both servers' own commands answer pages of other origins: Prefect's any, MLflow's every page on this machine, and MLflow
 takes a name such as `10.example.com` for a private address. So each server's application is run here, behind a guard.
@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from align.pipeline.run import LOGIN_FILE, READER_LOGIN_FILE, login
+from align.local_stack import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services.tracking.address import WHO
 from align.services.tracking.database import artifacts_beside, make_private, require_here, require_whole
 from align.web.guard import HOST, App, Guard, Receive, Scope, Send
@@ -134,20 +132,11 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
     return app
 
 
-def _end_with_stdin() -> None:
-    """A run holds the other end of the pipe, and may be killed."""
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def main(argv: list[str]) -> None:
     """Serves until it is told to stop."""
     from align.web.connections import Bounds, keep_for_good, listening, server
 
     name, port = argv[0], int(argv[1])
-    if is_temporary := bool(argv[2:]):
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
     root = Path.cwd()
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     if name == "prefect":
@@ -171,8 +160,7 @@ def main(argv: list[str]) -> None:
     log = os.environ.get("ALIGN_SERVER_LOG")
     made = server(guard, bounds, log=Path(log) if log else None)
     with suppress(KeyboardInterrupt):
-        # Prefect gives up a temporary server that takes a connection and does not answer for 5 s
-        made.run(sockets=[listening(os.environ.get("ALIGN_SERVER_BIND", HOST), port, at_once=not is_temporary)])
+        made.run(sockets=[listening(os.environ.get("ALIGN_SERVER_BIND", HOST), port)])
     if not made.started:
         sys.exit(1)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from align.errors import AlignError, ConfigError, ServiceError
-from align.pipeline.run import flow_environment
+from align.local_stack import flow_environment, prefect_environment, running_services
 
 DEPLOYMENT = Path(__file__).with_name("worker.yaml")
 JOBS = Path(__file__).with_name("work_pool.json")
@@ -38,15 +38,15 @@ def main(argv: list[str]) -> int:
         print(f"align: error: {error}", file=sys.stderr)
         return 1
     # a machine that lost its power cannot say that its runs have ended
-    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
+    subprocess.run([sys.executable, "-m", "flows", "ended", "--quiet"], cwd=root, env=env, check=False)
     return _become_worker(root, argv[0], env)
 
 
 def _become_worker(root: Path, pool: str, env: dict[str, str]) -> NoReturn:
     limit = os.environ.get("ALIGN_WORKER_LIMIT", LIMIT)
-    command = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", pool, "--type", "process"]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     command += ["--name", f"{socket.gethostname()}-{os.getpid()}", "--limit", limit]
-    os.execve(command[0], command, {"PREFECT_CLIENT_MAX_RETRIES": "2"} | env | {"ALIGN_ROOT": str(root)})
+    os.execve(command[0], command, env | {"ALIGN_ROOT": str(root)})
 
 
 def environment(root: Path, pool: str) -> dict[str, str]:
@@ -57,7 +57,8 @@ def environment(root: Path, pool: str) -> dict[str, str]:
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", pool):
         raise ConfigError(f"POOL={pool}: expected letters, digits, `.`, `_` and `-`")
-    env = flow_environment(root)
+    own = running_services(root).get("prefect") if "PREFECT_API_URL" not in os.environ else None
+    env = prefect_environment(root, own["url"]) if own else flow_environment(root)
     if "PREFECT_API_URL" not in env:
         raise ConfigError("PREFECT_API_URL is not set: the address, ending in /api, of the server that knows the runs")
     return env | {"ALIGN_POOL": pool}

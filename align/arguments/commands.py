@@ -28,7 +28,15 @@ def init(parser: ArgumentParser) -> None:
 
 
 def run(parser: ArgumentParser) -> None:
-    """Arguments of `align run`: what to run, as in the form in Prefect's UI."""
+    """Arguments of `align run`: what to run, and its own."""
+    _request(parser)
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the server of Prefect that this run starts, until `make down`"
+    )
+
+
+def _request(parser: ArgumentParser) -> None:
+    """What to run, as in the form in Prefect's UI."""
     parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
     parser.add_argument(
         "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
@@ -52,8 +60,8 @@ def run(parser: ArgumentParser) -> None:
 
 
 def plan(parser: ArgumentParser) -> None:
-    """Arguments of `align plan`: those of `align run`, and its own."""
-    run(parser)
+    """Arguments of `align plan`: what would be run, and its own."""
+    _request(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--for", dest="cards", metavar="8xH100", help="only what training takes on such cards")
     parser.add_argument("--price", type=float, help="of a card and hour, with --for")

@@ -22,7 +22,7 @@ def validate(parser: ArgumentParser) -> None:
         dest="reports",
         type=Path,
         metavar="FOLDER",
-        help="with --accept: the reports of a failed run, such as .align/failed/NAME/reports; default: paths.reports",
+        help="with --accept: the reports of a failed run, such as .align/worktrees/KEY/reports; default: paths.reports",
     )
     parser.add_argument("--by", default=None, help="who decides; default: git's user")
 

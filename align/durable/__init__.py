@@ -7,6 +7,7 @@ checkpoint    the state of a training run, with its digest
 locks         of the kernel: they end with their process
 processes     workers that end with the process that started them
 memory        how much this process may take
+run_records   which runs are alive on this machine
 
 A guarantee belongs here once two stages need it. What a stage writes, and when, stays in its folder.
 """

@@ -7,7 +7,6 @@ estimate       what a model's training needs, counted without training it
 blend          `align blend`
 logged_evaluation  `align evaluate --log`: a model measured apart from the pipeline
 validation     what a training run is measured on, as `align evaluate` measures
-run_records    which runs are alive on this machine
 
 The runs themselves are flows of Prefect (`flows`). They are programs that replace these verbs' process: nothing here
 imports them.

@@ -27,7 +27,7 @@ from align.durable.files import replace_directory, sha256_file, sha256_folder
 from align.errors import AlignError, ConfigError, without_logins
 from align.evaluate import evaluate
 from align.formats.model_folder import model_digest, require_model
-from align.pipeline.run import running_services
+from align.local_stack import running_services
 from align.release.registration.shown import headline, log_report, tables
 from align.search.given_model import given_model, given_version
 from align.services.git import git_if_any

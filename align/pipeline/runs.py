@@ -2,7 +2,7 @@
 
     align runs                  state, parameters that differ, main metrics with intervals, cost, folders, links
     align runs show NAME        all that is known of one
-    align runs --repair         ends what a killed run left unfinished in Prefect and MLflow, and removes its worktree
+    align runs --repair         ends what a killed run left unfinished in Prefect and MLflow
 
 Needs no server: MLflow's file has the runs. The repair is another program, so that nothing here imports Prefect.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from align.config import Params
@@ -21,7 +20,8 @@ from align.durable.files import to_json
 from align.errors import ConfigError
 from align.lineage.runs.listing import Runs, as_json, list_lines, one_lines
 from align.lineage.runs.tables import params_table
-from align.pipeline.run import flow_environment, running_services
+from align.local_stack import running_services
+from align.pipeline.run import become
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -35,8 +35,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.repair:
         if args.what or args.json:
             raise ConfigError("align runs --repair: repairs all that is dead; it takes no other words")
-        command = [sys.executable, "-m", "flows.reconcile"]
-        os.execve(command[0], command, flow_environment(Path.cwd()))
+        become("flows", "ended")
     if args.what == "show" and len(args.names) != 1:
         raise ConfigError("align runs show: name one run, as align runs lists it")
     if args.last < 1:

@@ -231,15 +231,14 @@ def _file_limit() -> int:
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
-def listening(bind: str, port: int, *, at_once: bool = True) -> socket.socket:
-    """A socket at the address, which listens at once or once a server starts. Raises ServiceError if it cannot."""
+def listening(bind: str, port: int) -> socket.socket:
+    """A socket that listens at the address. Raises ServiceError if it cannot."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     made = socket.socket(family)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((bind, port))
-        if at_once:
-            made.listen(_BACKLOG)
+        made.listen(_BACKLOG)
     except OSError as error:
         made.close()
         why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"

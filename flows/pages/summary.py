@@ -12,8 +12,7 @@ from typing import Any
 from align.display.report import reported
 from align.release.registration.shown import metrics_of
 from flows.checkout.run_branch import Recorded
-from flows.tasks.run_context import RunContext
-from flows.tasks.stage_task import StageOutcome
+from flows.run.context import RunContext, StageOutcome
 
 #: Examples shown from the index's report: this many labelled queries, with this many images each.
 NUM_EXAMPLES, NUM_HITS = 3, 3

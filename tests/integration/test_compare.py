@@ -16,7 +16,7 @@ from align.release.registration.shown import log_report, tables
 from align.services.git import git
 from align.services.tracking.tracker import BRANCH, CACHED_STAGES, REVISION, Tracker
 from flows.checkout.run_branch import record
-from flows.checkout.workspace import write_params
+from flows.checkout.worktree import write_params
 from tests.support.dvc_projects import commit_all, enter, make_repository
 from tests.support.params import PARAMS_FILE, load_params
 

@@ -7,21 +7,18 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
-import psutil
 import pytest
 
 from align.services.git import git
 from tests.support import wait_until
-from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack, stub_repository
+from tests.support.local_stack import ENDS, WORKS, Stack, stub_repository
 
 pytestmark = pytest.mark.shared_stack
 
@@ -140,9 +137,9 @@ def test_each_make_up_takes_the_file_again_and_keeps_schedules(stack):
     stack.up()
 
 
-def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
+def test_cancelled_from_the_ui_the_checkpoint_survives_and_a_retry_goes_on(stack):
     (stack.root / "checkpoints/step").unlink(missing_ok=True)
-    run = stack.start({"name": "cancelled", "overrides": {"pretrain.weight_decay": 600.0}})
+    run = stack.start({"name": "cancelled", "seed": 61, "overrides": {"pretrain.weight_decay": 600.0}})
     stack.wait_for_line(run, WORKS)
     assert not (stack.root / "checkpoints/step").exists()
     stack.force(run, "CANCELLING")
@@ -156,50 +153,19 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
     }
     listed = json.loads(stack.align("runs", "--json").stdout)["runs"]
     assert [one["state"] for one in listed if one["flow_run"] == run] == ["cancelled"]
-
-
-@pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.kill)])
-def test_paused_in_the_ui_the_stage_ends_and_resumes(stack, name):
-    """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension.
-
-    The UI gives it five minutes, after which Prefect would fail the run; it can be resumed later, too.
-    """
-    checkpoint = stack.root / "checkpoints/step"
-    checkpoint.unlink(missing_ok=True)
-    values = {"pretrain.weight_decay": PATIENCE_S + 300.0, "pretrain.seed": len(name)}
-    run = stack.start({"name": name, "overrides": values})
-    stack.wait_for_line(run, WORKS)
-    process = stack.flow_process(run)
-    minutes = {"pause_timeout": (datetime.now(UTC) + timedelta(minutes=5)).isoformat()}
-    state = {"type": "PAUSED", "name": name, "state_details": {"pause_reschedule": name == "Suspended"} | minutes}
-    assert stack.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
-    process.wait(120)
-    assert checkpoint.read_text() == "7"
-    suspended = stack.ask(f"/flow_runs/{run}")["state"]
-    assert suspended["name"] == "Suspended" and suspended["state_details"]["pause_timeout"] is None
-    assert stack.states(name)["pretrain"] == "Cancelled"
-    assert {part["name"]: part["state_name"] for part in stack.parts(run)} == {
-        "data": "Completed", "training": "Cancelled",
-    }  # fmt: skip
-    assert any(line.startswith("suspended: pretrain was ended, with its checkpoint") for line in stack.logs(run))
-    assert not list((stack.root / ".align/worktrees").iterdir())
-    of_this_run = f"tags.`align.flow_run` = '{run}'"
-    [first] = stack.mlflow_runs(of_this_run)  # it has all that is known before a model is made
-    assert first["info"]["status"] == "KILLED"
-    params = {one["key"]: one["value"] for one in first["data"]["params"]}
-    assert params["pretrain.seed"] == str(len(name)) and not any(key.startswith("paths.") for key in params)
-    tags = {one["key"]: one["value"] for one in first["data"]["tags"]}
+    params = {one["key"]: one["value"] for one in tracked["data"]["params"]}  # all that is known before a model is made
+    assert params["pretrain.weight_decay"] == "600.0" and not any(key.startswith("paths.") for key in params)
+    tags = {one["key"]: one["value"] for one in tracked["data"]["tags"]}
     assert tags["mlflow.source.git.commit"] == git(stack.root, "rev-parse", "HEAD")
-    assert tags["mlflow.source.name"] == "deployment train-and-release"
-    assert tags["mlflow.user"]
+    assert tags["mlflow.source.name"] == "deployment train-and-release" and tags["mlflow.user"]
 
-    (stack.root / f"checkpoints/enough-{len(name)}").touch()  # the trainer ends after a step
-    assert stack.ask(f"/flow_runs/{run}/resume", {})["status"] == "ACCEPT"
+    (stack.root / "checkpoints/enough-61").touch()  # the trainer ends after a step
+    assert stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}})
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
-    states = stack.states(name)
+    states = stack.states("cancelled")
     assert (states["ingest"], states["pretrain"], states["index"]) == ("Cached", "Completed", "Completed")
-    [second] = stack.mlflow_runs(of_this_run)
-    assert second["info"]["run_id"] == first["info"]["run_id"] and second["info"]["status"] == "FINISHED"
+    [again] = stack.mlflow_runs(f"tags.`align.flow_run` = '{run}'")
+    assert again["info"]["run_id"] == tracked["info"]["run_id"] and again["info"]["status"] == "FINISHED"
 
 
 def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_reports(stack, first_run):
@@ -209,19 +175,17 @@ def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_repo
     states = stack.states("refused")
     assert (states["ingest"], states["pretrain"]) == ("Cached", "Failed")
     assert "index" not in states
-    [kept] = (stack.root / ".align/failed").glob("refused-*")
+    [last] = [line for line in done.stderr.splitlines() if line.startswith("align: error:")]
+    assert "failed: the loss is not finite; see reports/pretrain/report.html; or align validate" in last
+    told, _, folder = last.rpartition("; the reports and the log of this run are in ")
+    assert told.endswith(f"; --from {folder}/reports")
+    kept = stack.root / folder
     assert json.loads((kept / "reports/pretrain/metrics.json").read_bytes()) == {"pretrain/value": 1}
     assert (kept / "reports/ingest/report.json").is_file()
-    assert "working on pretrain" in (kept / "log.txt").read_text()
-    folder = kept.relative_to(stack.root)
-    [last] = [line for line in done.stderr.splitlines() if line.startswith("align: error:")]
-    assert f"failed: the loss is not finite; see {folder}/reports/pretrain/report.html; or align validate" in last
-    assert f"align validate --accept pretrain --from {folder}/reports" in last
-    assert last.endswith(f"the reports and the log of this run are kept in {folder}")
+    assert "working on pretrain" in (kept / ".align/logs/run.log").read_text()
     artifacts = stack.ask("/artifacts/filter", {"sort": "UPDATED_DESC"})
     shown = [one["data"] for one in artifacts if one["key"] == "pretrain-report" and "Failed:" in one["data"]]
-    assert "pretrain/value" in shown[0] and "![figure]" in shown[0] and str(folder) in shown[0]
-    assert not list((stack.root / ".align/worktrees").iterdir())
+    assert "pretrain/value" in shown[0] and "![figure]" in shown[0] and folder in shown[0]
 
 
 def test_what_only_the_checkout_has_is_not_replaced(stack, first_run):
@@ -236,36 +200,34 @@ def test_what_only_the_checkout_has_is_not_replaced(stack, first_run):
 
 
 @pytest.mark.kill
-def test_without_a_server(stack, tmp_path):
+def test_without_a_server(tmp_path):
+    """A run starts one as `make up` does, and ends it."""
     root = tmp_path / "repo"
     stub_repository(root)
     alone = Stack(root)
     command = [sys.executable, "-m", "align.cli", "run", "--name", "alone"]
     with subprocess.Popen(command, cwd=root, env=alone.env, stdout=subprocess.PIPE, text=True) as run:
-        port = temporary_server(run)
+        port = int(alone.env["ALIGN_PREFECT_PORT"])
+        wait_until(lambda: answers(port))
         for login, code in ((None, 401), ("align:wrong", 401), (alone.login, 200)):
             assert count_flow_runs(port, login) == code
         for foreign in ({"Host": f"evil.example:{port}"}, {"Origin": "http://evil.example"}):
             assert count_flow_runs(port, alone.login, foreign) == 403
         stdout = run.communicate()[0]
     assert run.returncode == 0, stdout
-    alone.close()
-    assert "3 stages ran" in stdout
+    assert "3 stages ran" in stdout and not answers(port)
     state = root / ".align/prefect/prefect.db"  # and nothing in the home directory
     assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    alone.up()
+    assert alone.states("alone")["pretrain"] == "Completed"  # it is there to look at
+    alone.down()
+    alone.close()
 
 
-def temporary_server(run):
-    """The port of the server that a run started for itself, once it answers."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and run.poll() is None:
-        with suppress(psutil.Error, OSError):
-            for child in psutil.Process(run.pid).children(recursive=True):
-                for connection in child.net_connections("tcp4"):
-                    if connection.status == psutil.CONN_LISTEN and count_flow_runs(connection.laddr.port, None):
-                        return int(connection.laddr.port)
-        time.sleep(0.1)
-    pytest.fail("the run started no server")
+def answers(port):
+    with suppress(OSError):
+        return bool(count_flow_runs(port, None))
+    return False
 
 
 def count_flow_runs(port, login, headers=MappingProxyType({})):

@@ -6,12 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
-from align.services.git import git
 from tests.support import wait_until
 from tests.support.killing import kill_family
 from tests.support.local_stack import Stack, stub_repository
@@ -68,8 +67,6 @@ def mlflow_status(stack, name):
 
 def nothing_is_left(stack):
     assert list((stack.root / ".align/runs").glob("*")) == []
-    assert list((stack.root / ".align/worktrees").glob("*")) == []
-    assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 
 @pytest.mark.kill
@@ -81,19 +78,13 @@ def test_a_killed_run_is_given_its_end(stack):
         run.wait()
     states, tasks = kinds(stack, "killed")
     assert states[0] == "RUNNING" and "RUNNING" in tasks and mlflow_status(stack, "killed") == "RUNNING"
-    with started(stack, "other") as other:
+    with started(stack, "other", "--set", "pretrain.seed=2") as other:
         said(other, "working on pretrain")
         # the start of any run repairs what is dead
         states, tasks = kinds(stack, "killed")
         assert states[0] == "CRASHED" and not set(UNFINISHED) & {*states, *tasks}, (states, tasks)
         assert mlflow_status(stack, "killed") == "KILLED"
         assert kinds(stack, "other")[0][0] == "RUNNING" and mlflow_status(stack, "other") == "RUNNING"
-        assert len(list((stack.root / ".align/worktrees").iterdir())) == 1  # of the live one
-        [kept] = (stack.root / ".align/failed").glob("killed-*")
-        about = json.loads((kept / "run.json").read_bytes())
-        flow_run = runs_of(stack, "killed")[0]["id"]
-        assert (about["name"], about["state"], about["flow_run"]) == ("killed", "killed", flow_run)
-        assert (kept / "reports/ingest/report.json").is_file() and (kept / "params.yaml").is_file()
         os.kill(other.pid, signal.SIGSTOP)  # and a cancel that nobody is left to obey
         stack.force(runs_of(stack, "other")[0]["id"], "CANCELLING")
         assert repair(stack) == ["no killed run is left to repair"]  # stopped is not dead
@@ -139,58 +130,6 @@ def test_a_killed_promotion_is_given_its_end(stack, slow_promotion):
     assert line == f"flow promote was killed: {ended}"
     assert kinds(stack, "promote") == (["CRASHED"], ["CRASHED"])
     nothing_is_left(stack)
-
-
-def killed_before_it_began(stack):
-    """A click, whose process is killed with its worker while it imports."""
-    run = stack.start({"name": "early"})
-    process = wait_until(lambda: found_process(stack, run), pause_s=0)
-    os.kill(process.pid, signal.SIGSTOP)
-    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "PENDING"
-    assert repair(stack) == ["no killed run is left to repair"]  # it lives, and so does its worker
-    stack.kill("worker")
-    assert repair(stack) == ["no killed run is left to repair"]
-    process.kill()
-    psutil.wait_procs([process], 30)
-    return run
-
-
-def found_process(stack, run):
-    with suppress(AssertionError):
-        return stack.flow_process(run)
-    return None
-
-
-@pytest.mark.kill
-def test_a_run_that_was_killed_before_it_began(stack):
-    """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
-    run = killed_before_it_began(stack)
-    assert not list((stack.root / ".align/runs").glob("*"))
-    here = stack.ask("/deployments/name/pipeline/train-and-release")
-    about = {"flow_id": here["flow_id"], "work_pool_name": "local"}
-    there = {"name": "there", "pull_steps": [{"set_working_directory": {"directory": "/another/checkout"}}]}
-    others = []
-    for deployment in (there, {"name": "elsewhere", "pull_steps": here["pull_steps"], "work_pool_name": "elsewhere"}):
-        if pool := deployment.get("work_pool_name"):
-            stack.ask("/work_pools/", {"name": pool, "type": "process"})
-        made = stack.ask("/deployments/", about | deployment)["id"]
-        others.append(stack.ask(f"/deployments/{made}/create_flow_run", {"name": deployment["name"]})["id"])
-        stack.force(others[-1], "RUNNING")
-    typed = stack.ask("/flow_runs/", {"flow_id": here["flow_id"], "name": "typed", "state": {"type": "RUNNING"}})["id"]
-    [line] = repair(stack)
-    assert "was killed before it began: in Prefect flow run" in line and line.endswith("is Crashed")
-    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
-    assert [stack.ask(f"/flow_runs/{each}")["state_type"] for each in (*others, typed)] == ["RUNNING"] * 3
-    assert repair(stack) == ["no killed run is left to repair"]
-
-    stack.force(run, "RUNNING")  # killed a moment later, say
-    stack.ask("/work_pools/local/workers/heartbeat", {"name": "another-machine"})
-    assert repair(stack) == ["no killed run is left to repair"]  # it may be at work there
-    stack.ask("/work_pools/local/workers/another-machine", method="DELETE")
-    stack.up()
-    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
-    for each in (*others, typed):
-        stack.force(each, "CANCELLED")
 
 
 def stopped_by_make_down(stack):

@@ -129,7 +129,7 @@ DVC_YAML = "stages: {make: {cmd: head -c 3000000 /dev/urandom > out && echo made
 RUN = """
 import os, sys
 from pathlib import Path
-from flows.tasks.child_process import CommandError, run_supervised
+from flows.run.supervised import CommandError, run_supervised
 try:
     run_supervised(["dvc", "repro", "-s", "make"], cwd=Path(sys.argv[1]), env=os.environ, log=lambda line: None)
 except CommandError as error:

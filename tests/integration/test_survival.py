@@ -1,14 +1,11 @@
 """What becomes of a deployed run when something around it, or below it, dies. The stated ends: docs/operations.md."""
 
-import signal
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 
-from align.pipeline.run import running_services
+from align.local_stack import running_services
 from align.services.git import git
 from tests.support import wait_until
 from tests.support.killing import lives
@@ -61,13 +58,7 @@ def goes_through(stack, run, seed):
     """Lets the trainer end; the run is complete, and so is its log."""
     finish(stack, seed)
     assert stack.wait_for(run, *ENDS) == "COMPLETED"
-    assert has_every_step(stack, run, seed)
-
-
-def wait_until_it_waits(stack, since):
-    """Until worker and run have both found that the server does not answer; `since` is the log's length before."""
-    log = stack.root / ".align/logs/worker.log"
-    wait_until(lambda: log.read_bytes()[since:].count(b"Prefect's server does not answer") >= 2)
+    wait_until(lambda: has_every_step(stack, run, seed))  # its last lines may come after its end
 
 
 def trainer(stack, run):
@@ -93,14 +84,12 @@ def test_the_server_restarts_in_mid_run(whole, ends_meanwhile):
     """Its stage ends with the server there again, or while it is gone: the run goes through, and no line is lost."""
     seed = 101 + ends_meanwhile
     run = training(whole, f"restart-{seed}", seed)
-    since = (whole.root / ".align/logs/worker.log").stat().st_size
     process = trainer(whole, run)
     whole.kill("prefect")
-    wait_until_it_waits(whole, since)
     if ends_meanwhile:
         finish(whole, seed)
         wait_until(lambda: not lives(process))
-        time.sleep(5)  # what the run reports of its end fails, more than once
+    time.sleep(10)  # what the run reports fails, more than once
     whole.up()
     goes_through(whole, run, seed)
     states = whole.states(f"restart-{seed}")
@@ -109,79 +98,24 @@ def test_the_server_restarts_in_mid_run(whole, ends_meanwhile):
     works(whole, f"after-{seed}", 100 + seed)
 
 
-def test_the_worker_survives_a_long_outage(whole, monkeypatch):
-    """Prefect's own worker gives up after 12 polls that fail: a quarter of an hour, here within five seconds."""
-    quick = {"PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "1"}
-    for name, value in (quick | {"PREFECT_CLIENT_MAX_RETRIES": "0"}).items():
-        monkeypatch.setitem(whole.env, name, value)
-    whole.kill("worker")
-    whole.up()
+def test_the_server_is_unavailable_for_two_minutes(whole):
     run = training(whole, "long-outage", 103)
     whole.kill("prefect")
-    time.sleep(10)
-    monkeypatch.delitem(whole.env, "PREFECT_CLIENT_MAX_RETRIES")  # only the worker shall not wait for a busy server
+    time.sleep(120)
     whole.up()
     goes_through(whole, run, 103)
-    assert "error threshold" not in (whole.root / ".align/logs/worker.log").read_text()
     works(whole, "long-outage-after", 203)
 
 
 def test_a_run_outlives_its_worker(whole):
     run = training(whole, "no-worker", 104)
     whole.kill("worker")
-    log = whole.root / ".align/logs/worker.log"
+    log = whole.root / ".align/logs/runs.log"
     since = log.stat().st_size
     wait_until(lambda: log.read_bytes()[since:].count(b"step ") >= 3)  # where people look for what it prints
     goes_through(whole, run, 104)
     whole.up()
     works(whole, "next-worker", 204)
-
-
-def test_without_its_worker_a_run_can_be_cancelled(whole):
-    run = training(whole, "orphan", 105)
-    process = whole.flow_process(run)
-    whole.kill("worker")
-    whole.force(run, "CANCELLING")
-    assert whole.wait_for(run, *ENDS) == "CANCELLED"
-    assert saved(whole)
-    wait_until(lambda: not lives(process))
-    assert {part["name"]: part["state_type"] for part in whole.parts(run)} == {
-        "data": "COMPLETED", "training": "CANCELLED",
-    }  # fmt: skip
-    assert whole.states("orphan")["pretrain"] == "Cancelled"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_told_to_end_ends_its_runs_first(whole, number):
-    """Prefect knows their end without another `make up`."""
-    name = f"told-{number.name}"
-    run = training(whole, name, 130 + number)
-    process, worker = whole.flow_process(run), psutil.Process(running_services(whole.root)["worker"]["pid"])
-    worker.send_signal(number)
-    assert psutil.wait_procs([worker], BUSY_S)[1] == [] and not lives(process)
-    assert saved(whole)
-    assert whole.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
-    assert {part["state_type"] for part in whole.parts(run)} <= set(ENDS)
-    assert whole.states(name)["pretrain"] == "Crashed"
-
-
-def test_a_run_of_the_command_line_is_ended_by_a_pause(whole):
-    command = [sys.executable, "-m", "align.cli", "run", "--name", "typed"]
-    command += ["--set", f"pretrain.weight_decay={PATIENCE_S + 300.0}"]
-    with subprocess.Popen(command, cwd=whole.root, env=whole.env, stderr=subprocess.PIPE, text=True) as typed:
-        question = {"flow_runs": {"name": {"any_": ["typed"]}}}
-        wait_until(lambda: bool(whole.ask("/flow_runs/filter", question)))
-        run = whole.ask("/flow_runs/filter", question)[0]["id"]
-        whole.wait_for_line(run, WORKS)
-        state = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
-        assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ABORT"  # by Prefect's server
-        state = {"type": "PAUSED", "name": "Paused"}
-        assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
-        said = typed.communicate(timeout=BUSY_S)[1]
-    assert typed.returncode == 130
-    assert said.splitlines()[-1] == "align: paused: pretrain was ended, with its checkpoint. The same run resumes it"
-    assert saved(whole)
-    assert whole.ask(f"/flow_runs/{run}")["state_type"] == "CANCELLED"
 
 
 def test_make_down_twice_in_mid_run_blocks_nothing(whole):

@@ -16,13 +16,13 @@ from align.errors import DataError
 from align.formats.acceptances import read_acceptances
 from align.services.git import git
 from align.validate.report import read_report
-from flows.checkout.failed_runs import NUM_KEPT, in_kept_folder
-from flows.checkout.workspace import in_worktree, worktree, write_params
-from flows.dag import Selection, read_dag
+from flows.checkout.worktree import in_worktree, worktree, write_params
+from flows.dag import Selection, Stage, read_dag
 from flows.request import Request
+from flows.run.context import RunContext, child_environment
+from flows.run.supervised import CommandError, run_supervised
+from flows.stage import located
 from flows.states import read_states, require_known
-from flows.tasks.child_process import CommandError, run_supervised
-from flows.tasks.run_context import RunContext, child_environment, log_file
 from tests.support import ROOT, small_data
 from tests.support.dvc_projects import attempt, commit_all, enter, make_repository, shell
 from tests.support.evaluation_sets import write_set
@@ -108,25 +108,22 @@ def _project(tmp_path, monkeypatch):
 def run_project(root, request, log=lambda line: None):
     """What `dvc repro` prints in a worktree; a failure with the words of a stage's task."""
     with in_worktree(root, request, log) as workspace:
-        run = RunContext(root=workspace.root, checkout=root, kept=workspace.kept)
-        log_file(run.root).parent.mkdir(parents=True)
-        log_file(run.root).write_text("what was printed")
+        run = RunContext(root=workspace.root, checkout=root)
         try:
             return run_supervised(["dvc", "repro"], cwd=run.root, env=child_environment(run), log=lambda line: None)
         except CommandError as error:
-            raise CommandError(in_kept_folder(str(error), run, "reports")) from None
+            gate = Stage("validate", "", "data", (), (), (), "reports/quality")
+            raise CommandError(located(str(error), gate, run)) from None
 
 
 def test_the_verdict_of_a_failed_run_can_be_accepted(project, capsys):
     with pytest.raises(CommandError) as caught:
         run_project(project, REFUSED)
     message = str(caught.value)
-    [kept] = (project / ".align/failed").iterdir()
-    folder = f"{kept.relative_to(project)}/reports"
-    assert kept.name.startswith("strict--rm--rf-")
-    assert f"see {folder}/quality/report.html" in message
-    assert (kept / "reports/quality/report.html").is_file() and (kept / "log.txt").read_text() == "what was printed"
-    assert f'align validate --accept keep-rate --from {folder} --reason "why"' in message
+    [tree] = (project / ".align/worktrees").iterdir()
+    folder = f"{tree.relative_to(project)}/reports"
+    assert "see reports/quality/report.html" in message and (tree / "reports/quality/report.html").is_file()
+    assert f"; --from {folder}; the reports and the log of this run are in {tree.relative_to(project)}" in message
     assert not (project / "reports").exists()
 
     def accept(*words):
@@ -139,30 +136,12 @@ def test_the_verdict_of_a_failed_run_can_be_accepted(project, capsys):
         "1 align: error: --from elsewhere: no folder with reports of a gate"
     )
     assert accept("--from", folder).startswith("0 validate: keep-rate accepted for this data; commit data/policy")
-    report = read_report(kept / "reports/quality")
+    report = read_report(tree / "reports/quality")
     assert report and [one.data for one in read_acceptances(project / "data/policy")] == [report.data]
     assert main(["validate", "--from", folder]) == 1
     assert "--from FOLDER: say what to accept there" in capsys.readouterr().err
     commit_all(project, "accepted")
     assert any("1 accepted by people" in line for line in run_project(project, REFUSED))
-
-
-def test_the_newest_failed_runs_are_kept(project):
-    (project / "dvc.yaml").write_text("stages:\n  validate:\n    cmd: mkdir -p reports && exit 1\n")
-    commit_all(project)
-    for number in range(NUM_KEPT):
-        earlier = project / f".align/failed/run-{number}-{number:010}"
-        earlier.mkdir(parents=True)
-        os.utime(earlier, (number, number))
-    said = []
-    with pytest.raises(CommandError):
-        run_project(project, Request(name=f"run-{NUM_KEPT}"), said.append)
-    with pytest.raises(CommandError):
-        run_project(project, Request(name=f"run-{NUM_KEPT}"))  # the same again replaces the first
-    kept = sorted(path.name[:5] for path in (project / ".align/failed").iterdir())
-    assert kept == [f"run-{number}" for number in range(1, NUM_KEPT + 1)]
-    assert "run-0-" in said[-1] and f"removed, since the {NUM_KEPT} newest failed runs are kept" in said[-1]
-    assert load_params(project / "params.yaml").values["paths"]["reports"] == "reports"
 
 
 ONE_STAGE = """\

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from align.config.params import write_params
-from align.pipeline.run import running_services
+from align.local_stack import running_services
 from align.services.git import git
 from tests.support import ROOT, wait_until
 from tests.support.dvc_projects import commit_all
@@ -248,7 +248,10 @@ class Stack:
         """What a run and its sub-flows logged, in the order of time."""
         ids = [run, *(part["id"] for part in self.parts(run))]
         question = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC"}
-        return [log["message"] for log in self.ask("/logs/filter", question)]
+        found = []
+        while page := self.ask("/logs/filter", question | {"offset": len(found)}):  # of 200 lines
+            found += page
+        return [log["message"] for log in found]
 
     def wait_for_line(self, run, line):
         """Returns once the run has logged a line that begins like this."""

@@ -1,7 +1,6 @@
 """Prefect's newer UI, driven as a person uses it, and pictures of it for docs/."""
 
 import io
-import json
 import os
 import re
 import time
@@ -103,16 +102,6 @@ class Prefect:
         )
         assert len(dict(found)) == len(found), found
         return dict(found)
-
-    def follow(self, words, within, address):
-        """Clicks on a link until the page is there: a click while the page is drawn again is lost."""
-        there = f"location.href.startsWith({json.dumps(address)})"
-        for _ in range(3):
-            self.page.click(words, within)
-            with suppress(pytest.fail.Exception):
-                self.page.wait(there, 10)
-                break
-        self.page.wait(there)
 
     def read(self, run, key):
         """What the artifact of this key says, on a page of its own; waits a few minutes for it to be there."""

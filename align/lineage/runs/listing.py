@@ -4,7 +4,7 @@ The state of a run:
 
     finished, failed    as MLflow says
     cancelled           somebody ended it, by Ctrl-C or in Prefect's UI; the same run resumes it
-    running             its process works on this machine: it holds a lock (`align.pipeline.run_records`)
+    running             its process works on this machine: it holds a lock (`align.durable.run_records`)
     killed              its process ended without a word
     unknown             MLflow says that it runs, and nothing here does: it is another machine's, or another checkout's
 """
@@ -21,13 +21,13 @@ from align.arguments.commands import NUM_SHOWN
 from align.config.infrastructure import HealthConfig
 from align.display.console import duration
 from align.display.progress import read_said
+from align.durable import run_records
 from align.errors import DataError, FormatError
 from align.lineage.runs.run import Run, measured_run, tracked_as_run
 from align.lineage.runs.tables import WIDTH, costs_table, cut, letters, metrics_table, params_table, table_lines
-from align.pipeline import run_records
 from align.services.tracking.address import has_store
 from align.services.tracking.tracked_run import TrackedRun, run_address
-from align.services.tracking.tracker import ATTEMPT, ENDED, EVALUATION, SOURCE, WHY, Tracker
+from align.services.tracking.tracker import ENDED, EVALUATION, SOURCE, WHY, Tracker
 
 _STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 #: The number of characters of a run's id in MLflow that name it.
@@ -62,7 +62,7 @@ class Runs:
             return []
         tracked, working = self.tracker.runs(), self._working()
         runs = [
-            self._run(one, working.get(one.tags.get(ATTEMPT, "")))
+            self._run(one, working.get(one.run_id))
             for one in tracked
             if one.tags.get(SOURCE) != EVALUATION  # it has parameters of its own, and is no run of the pipeline
         ]
@@ -86,16 +86,16 @@ class Runs:
         return sorted(found, key=lambda run: run.state != "finished")
 
     def _working(self) -> dict[str, tuple[run_records.Liveness, Path]]:
-        """Attempt of a run of this checkout that has not ended -> whether its process lives, and where it works."""
+        """The run in MLflow -> whether its process is there, and the folder that it works in."""
         found = {}
-        for lock in run_records.locks(self._root):
+        for file in run_records.files(self._root):
             try:
-                seen = run_records.look(lock)
+                seen = run_records.look(file)
             except FormatError as error:
                 self.problems.append(str(error))
                 continue
             if seen is not None:
-                found[seen[1].attempt_id] = seen[0], Path(seen[1].worktree or self._root)
+                found[seen[1].mlflow_run] = seen[0], Path(seen[1].worktree or self._root)
         return found
 
     def _run(self, tracked: TrackedRun, working: tuple[run_records.Liveness, Path] | None) -> Run:

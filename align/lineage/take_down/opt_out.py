@@ -51,6 +51,7 @@ from align.services.s3.store import fetcher
 
 #: Where the local stack keeps its state (`infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
+_WORKTREES = Path(".align/worktrees")  # of failed runs, see flows/checkout/worktree.py
 #: Copies of data/index: of served champions (`align.search.service.fetched`), and the one that `align ready` writes.
 _SERVED, _READY = Path(".align/served"), Path("data/sample/ready")
 
@@ -114,6 +115,9 @@ def _places(paths: PathsConfig, models: Iterable[SeenBy], wanted: Wanted) -> Ite
     if _PREFECT.is_dir():
         what = "Prefect's database and logs; figures, searches and addresses of earlier runs"
         yield f"{_PREFECT}, {_LOGS}: {what}", f"ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
+    if any(_WORKTREES.glob("*")):
+        what = "data and reports of failed runs, with pictures"
+        yield f"{_WORKTREES}: {what}", f"ends with: `rm -rf {_WORKTREES} && git worktree prune`"
     if _SERVED.is_dir():
         what = "champions that were served, with their indexes: small pictures, texts, addresses"
         yield f"{_SERVED}: {what}", f"ends with: `rm -rf {_SERVED}`"

@@ -30,9 +30,8 @@ from align.services.tracking.database import DATABASE, artifacts_beside, databas
 from align.services.tracking.registry import Registry, Version
 from align.services.tracking.tracked_run import TrackedRun, run_address, runs_address, tracked_run
 
-#: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
-#: killed is found.
-FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
+#: A tag of a run: the Prefect flow run that it belongs to, by its id.
+FLOW_RUN = "align.flow_run"
 #: A run that MLflow calls KILLED ended by itself: somebody cancelled or suspended it.
 ENDED = "align.ended"
 #: Why a run failed, in a line; the branch that it became, and its commit; the stages that came from DVC's cache.
@@ -115,19 +114,15 @@ class Tracker:
         """One run, by its id."""
         return tracked_run(self._client.get_run(run_id))
 
-    def start_run(
-        self, experiment: str, name: str, attempt: str | None = None, tags: Mapping[str, str] | None = None
-    ) -> str:
+    def start_run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
         """Starts a run. The caller ends it.
 
         Args:
             experiment: its name.
             name: of the run.
-            attempt: of a flow run; None: ALIGN_ATTEMPT, which a flow sets for its commands.
             tags: that it has from its first second on; with PARENT it is in the experiment of that run.
         """
-        attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
-        given = {**(tags or {}), **({ATTEMPT: attempt} if attempt else {})}
+        given = dict(tags or {})
         parent = given.get(PARENT)
         place = self._client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
         run = self._client.create_run(place, tags=given, run_name=name)
@@ -152,10 +147,10 @@ class Tracker:
         found = self._client.get_experiment_by_name(experiment)
         return runs_address(address, found.experiment_id) if address and found else None
 
-    def resume_run(self, run_id: str, attempt: str) -> None:
-        """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
+    def resume_run(self, run_id: str) -> None:
+        """Makes a run that failed or was killed a running one again."""
         self._client.update_run(run_id, status="RUNNING")
-        self.set_tags(run_id, {ATTEMPT: attempt, ENDED: "", WHY: ""})
+        self.set_tags(run_id, {ENDED: "", WHY: ""})
 
     def rename_run(self, run_id: str, name: str) -> None:
         """Gives a run another name."""

@@ -37,11 +37,9 @@ _PRELOADED = (
     "dvc_render", "scmrepo.git", "dulwich.bundle", "dulwich.worktree", "dulwich.index", "rich.console",
     "fsspec.implementations.local", "flatten_dict", "flufl.lock", "torch._dynamo", "torch.distributed.tensor",
     "torch.distributed.fsdp", "torch.distributed.elastic.multiprocessing", "pytest",
-    "flows.pipeline", "flows.reconcile", "networkx", "dvc.lock", "dvc.rwlock", "dvc.dirs", "dvc.scm", "zc.lockfile",
+    "flows.pipeline", "flows.__main__", "networkx", "dvc.lock", "dvc.rwlock", "dvc.dirs", "dvc.scm", "zc.lockfile",
     "configobj", "dulwich.ignore", "platformdirs",
 )  # fmt: skip
-#: Programs that read Prefect's settings.
-_WITH_PREFECT = ("flows", "flows.reconcile", "flows.worker")
 #: Of Arrow's allocator, which starts it again in a fork.
 _SAFE_THREAD = "jemalloc_bg_thd"
 _PR_SET_PDEATHSIG = 1
@@ -240,9 +238,11 @@ def _set_path():
 
 def _run(module):
     """The exit code of a module that is run as a program."""
-    if module in _WITH_PREFECT:  # it has read another environment
-        importlib.import_module("prefect.context").refresh_global_settings_context()
-        importlib.import_module("prefect.logging.configuration").setup_logging(incremental=False)
+    if module == "flows":
+        from flows import __main__ as flows
+
+        flows.import_module = _with_prefect
+        return _ended(lambda: flows.main(sys.argv[1:]))
     if module == "align.cli":
         from align.cli import main as align
 
@@ -253,6 +253,13 @@ def _run(module):
         return _ended(lambda: dvc(sys.argv[1:]))
     sys.modules.pop(module, None)  # as `python -m`, which runs it as __main__
     return _ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+def _with_prefect(module):
+    """Imports a program of flows; Prefect has read another environment here."""
+    importlib.import_module("prefect.context").refresh_global_settings_context()
+    importlib.import_module("prefect.logging.configuration").setup_logging(incremental=False)
+    return importlib.import_module(module)
 
 
 def _ended(program):

@@ -13,7 +13,7 @@ from align.errors import DataError
 from align.services.git import git, resolve
 from flows import elsewhere
 from flows.dag import Selection, Stage
-from flows.tasks.run_context import RunContext
+from flows.run.context import RunContext
 from tests.support import ROOT, small_git
 from tests.support.params import PARAMS_FILE
 

@@ -11,7 +11,7 @@ from align.release.registration.shown import all_metrics
 from align.services.tracking.tracker import BRANCH, CACHED_STAGES, ENDED, REVISION, WHY
 from flows import mlflow_run
 from flows.dag import Selection, Stage
-from flows.tasks.run_context import RunContext
+from flows.run.context import RunContext
 from tests.support.params import PARAMS_FILE
 
 
@@ -25,11 +25,11 @@ class Logged:
     def runs(self, condition):
         return self.started
 
-    def start_run(self, experiment, name, attempt, tags):
+    def start_run(self, experiment, name, tags):
         self.started.append(SimpleNamespace(run_id="r", params={}, tags=tags))
         return "r"
 
-    def resume_run(self, run_id, attempt):
+    def resume_run(self, run_id):
         self.states.append("RUNNING")
 
     def set_tags(self, run_id, tags):
@@ -43,7 +43,7 @@ class Logged:
 
 
 def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(tmp_path, monkeypatch):
-    tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path, attempt="1")
+    tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path)
     monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
     monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
     with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {}):
@@ -82,7 +82,7 @@ def test_each_stage_is_in_mlflow_when_it_has_ended(tmp_path, monkeypatch, empty_
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps({f"{stage.name}/keep_rate": 0.5}))
         (folder / "report.json").write_text('{"digest": "d"}')
-    run = RunContext(root=tmp_path, checkout=tmp_path, attempt="1", chosen=Selection(asked=tuple(stages)))
+    run = RunContext(root=tmp_path, checkout=tmp_path, chosen=Selection(asked=tuple(stages)))
     monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
     warnings = []
     logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))

@@ -18,8 +18,8 @@ from flows import plan as plan_module
 from flows.dag import read_dag, select
 from flows.plan import Plan, make_plan
 from flows.request import Request
+from flows.run.context import RunContext
 from flows.states import StageState
-from flows.tasks.run_context import RunContext
 from tests.support import three_stages
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.warm import commands

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from flows.run.context import RunContext
 from flows.speeds import Speed, expected_time, keep_speeds, read_speeds
-from flows.tasks.run_context import RunContext
 from tests.support.params import PARAMS_FILE
 
 

@@ -7,10 +7,10 @@ from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 
 from align.config.params import write_params
 from align.services.dvc.repository import DvcError
-from flows.checkout.workspace import worktree
+from flows.checkout.worktree import worktree
 from flows.dag import read_dag, select
+from flows.run.context import RunContext
 from flows.states import read_states
-from flows.tasks.run_context import RunContext
 from tests.support import three_stages
 from tests.support.dvc_projects import shell
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from align.pipeline.run import created
+from align.local_stack import created
 from align.services.dvc.commands import dvc
 from infra import clean
 from tests.support import ROOT
@@ -33,7 +33,7 @@ def _checkout(tmp_path):
     root = tmp_path / "a checkout"
     root.mkdir()
     (root / "infra").symlink_to(ROOT / "infra")
-    for name in (*clean.MADE_AGAIN, "remote", "prefect", "failed/demo", "worktrees", "locks"):
+    for name in (*clean.MADE_AGAIN, "remote", "prefect", "worktrees/demo", "locks"):
         (root / ".align" / name).mkdir(parents=True)
         (root / ".align" / name / "file").touch()
     (root / ".align/login").write_text("align:secret\n")
@@ -52,8 +52,8 @@ def test_what_people_put_there_stays(checkout):
     done = make_clean(checkout)
     assert done.returncode == 0, done.stderr
     assert files(checkout) == {
-        ".align/login", ".align/remote/file", ".align/prefect/file", ".align/failed/demo/file", ".align/locks/file",
-        ".align/worktrees/file", "checkpoints/0123456789abcdef-01234567/file", "mydata/file",
+        ".align/login", ".align/remote/file", ".align/prefect/file", ".align/worktrees/demo/file", ".align/locks/file",
+        "checkpoints/0123456789abcdef-01234567/file", "mydata/file",
     }  # fmt: skip
     assert make_clean(checkout).returncode == 0  # nothing left to remove
 

@@ -8,9 +8,10 @@ import sys
 import psutil
 import pytest
 
+from align import local_stack
 from align.config.params import write_params
 from align.errors import ConfigError
-from align.pipeline.run import flow_environment, prefect_login
+from align.local_stack import flow_environment, prefect_login
 from infra import local, worker
 from tests.support import ROOT, wait_until
 from tests.support.params import PARAMS_FILE
@@ -36,24 +37,24 @@ time.sleep(60)
 START = """\
 import sys
 from pathlib import Path
+from align import local_stack
 from align.errors import ServiceError
-from infra import local
 root = Path.cwd()
-service = local._start(root, "worker", [sys.executable, "-c", sys.argv[1]], {})
-local._save(root, {"worker": service})
+service = local_stack.start(root, "worker", [sys.executable, "-c", sys.argv[1]], {})
+local_stack.save(root, {"worker": service})
 try:
-    local._wait_for(root, "worker", service, "work pool local", lambda: False)
+    local_stack.wait_for(root, "worker", service, "work pool local", lambda: False)
 except ServiceError as error:
     sys.exit(str(error))
 """
 
 
 def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "STOP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(local_stack, "STOP_TIMEOUT_S", 0.5)
     worker = subprocess.Popen([sys.executable, "-c", WORKER], cwd=tmp_path, start_new_session=True)
     try:
         wait_until((tmp_path / "ready").exists)
-        local._stop(psutil.Process(worker.pid))
+        local_stack.stop(psutil.Process(worker.pid))
         assert (tmp_path / "saved").exists()
         assert worker.wait(60) == -9
     finally:
@@ -69,7 +70,7 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path, monkeypatc
     ("pass", "nothing, it printed no line"),
 ])  # fmt: skip
 def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(tmp_path, program, said):
-    log = local.LOGS / "worker.log"
+    log = local_stack.LOGS / "worker.log"
     (tmp_path / log).parent.mkdir(parents=True)
     (tmp_path / log).write_text("Traceback (most recent call last):\nError: of an earlier start\n")
     command, env = [sys.executable, "-c", START, program], os.environ | {"PYTHONPATH": str(ROOT)}

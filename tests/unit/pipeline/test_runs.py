@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.durable.run_records import RunRecord, hold
 from align.pipeline import runs
-from align.pipeline.run_records import RunRecord, hold
 from align.release.registration.shown import tables
 from align.services.tracking.tracker import (
     BRANCH,

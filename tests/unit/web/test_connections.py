@@ -58,15 +58,6 @@ def serving(bounds):
         claim.close()
 
 
-def test_a_socket_may_refuse_until_the_server_has_started():
-    claim, port = free_port()
-    with listening("127.0.0.1", port, at_once=False), pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), 20)
-    with listening("127.0.0.1", port), socket.create_connection(("127.0.0.1", port), 20):
-        pass
-    claim.close()
-
-
 def connected(port, says, source="127.0.0.1"):
     made = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
     made.sendall(says)

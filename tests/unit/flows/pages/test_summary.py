@@ -13,9 +13,10 @@ from PIL import Image
 
 from flows.checkout.run_branch import Recorded
 from flows.dag import Selection, Stage, read_dag
+from flows.pages.report import report_markdown
 from flows.pages.summary import summarise
-from flows.tasks.run_context import RunContext
-from flows.tasks.stage_task import StageOutcome, did_run, report_markdown
+from flows.run.context import RunContext, StageOutcome
+from flows.stage import did_run
 from tests.support import ROOT
 
 

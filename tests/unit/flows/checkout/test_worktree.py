@@ -1,13 +1,16 @@
 """A run's worktree: its revision and parameters, and what git does not hold (of `dvc add`, or ignored)."""
 
+import os
 import shutil
+import subprocess
 
 import pytest
 
-from align.errors import ConfigError, DataError
+from align.durable.locks import tried
+from align.errors import ConfigError, DataError, LockedError
 from align.services.git import changes, git
-from flows.checkout import run_branch
-from flows.checkout.workspace import in_worktree
+from flows.checkout import run_branch, worktree
+from flows.checkout.worktree import NUM_KEPT, in_worktree, prune
 from flows.request import Request
 from tests.support.dvc_projects import commit_all, enter, make_repository, shell
 
@@ -171,3 +174,69 @@ def test_a_dirty_checkout_is_refused_or_snapshotted(project):
 def test_an_unknown_override_or_another_tree_to_write_in_makes_no_worktree(project, key, value, refused):
     with pytest.raises(ConfigError, match=refused), in_worktree(project, Request(overrides={key: value}), log=print):
         pass
+
+
+def failed(project, request):
+    """The worktree of a run that fails."""
+    with pytest.raises(RuntimeError), in_worktree(project, request, log=lambda line: None) as work:
+        (work.root / "reports").mkdir()
+        (work.root / "reports/report.json").touch()
+        raise RuntimeError
+    return work.root
+
+
+def is_clear(project):
+    assert list((project / ".align/worktrees").iterdir()) == []
+    assert len(git(project, "worktree", "list").splitlines()) == 1
+
+
+def test_a_failed_run_s_worktree_stays_until_the_next_equal_run(project):
+    path = failed(project, REQUEST)
+    assert (path / "reports/report.json").is_file()
+    with in_worktree(project, REQUEST, log=lambda line: None) as work:
+        assert work.root == path and not (path / "reports").exists()
+    is_clear(project)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_half_made_worktree_does_not_block_the_next_equal_run(project, is_whole):
+    """git was killed while it made it: it is locked, which `git worktree prune` respects for good."""
+    with in_worktree(project, REQUEST, log=lambda line: None) as work:
+        path = work.root
+    git(project, "worktree", "add", "--detach", "--lock", "--reason", "initializing", str(path), "HEAD")
+    if not is_whole:
+        shutil.rmtree(path)
+    with in_worktree(project, REQUEST, log=lambda line: None) as work:
+        assert work.root == path and (path / "params.yaml").is_file()
+    is_clear(project)
+
+
+def test_a_trainer_that_still_saves_is_waited_for(project):
+    """It was told to stop when its run was killed, and writes its checkpoint through the worktree's link."""
+    path = failed(project, REQUEST)
+    trainer = subprocess.Popen(["sh", "-c", "sleep 2; echo 7 > checkpoints/step"], cwd=path)
+    with in_worktree(project, REQUEST, log=lambda line: None):
+        assert trainer.wait() == 0 and (project / "checkpoints/step").read_text() == "7\n"
+
+
+def test_a_process_that_does_not_leave_is_named(project, monkeypatch):
+    monkeypatch.setattr(worktree, "GRACE_S", -5.0)
+    path = failed(project, REQUEST)
+    with subprocess.Popen(["sleep", "60"], cwd=path) as process:
+        words = f"process {process.pid} of a killed run still works there"
+        with pytest.raises(LockedError, match=words), in_worktree(project, REQUEST, print):
+            pass
+        process.kill()
+
+
+def test_the_newest_failed_runs_are_kept_and_live_ones(project):
+    paths = [failed(project, Request(overrides={"filter.min_words": number})) for number in range(4, 6 + NUM_KEPT)]
+    for number, path in enumerate(paths):
+        os.utime(path, (number, number))
+    said = []
+    with tried(project / ".align/locks" / paths[0].name) as mine:  # a run works there
+        assert mine
+        prune(project, said.append)
+    assert [path.exists() for path in paths] == [True, False] + NUM_KEPT * [True] and len(said) == 1
+    prune(project, said.append)
+    assert not paths[0].exists() and len(git(project, "worktree", "list").splitlines()) == 1 + NUM_KEPT

@@ -15,8 +15,9 @@ from align.config import Params, load_params
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.display.console import PROGRESS_VARIABLE
-from align.pipeline.run_records import PROGRESS
-from flows.dag import Selection
+from align.durable.run_records import PROGRESS
+from flows.dag import Selection, read_dag
+from flows.request import Request
 
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
 STATE = Path(".align")
@@ -35,9 +36,7 @@ class RunContext(BaseModel):
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
         mlflow_page: its address, if a server shows it.
-        attempt: of the flow run, see `align.pipeline.run_records`.
         tags: of its run in MLflow.
-        kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,14 +49,16 @@ class RunContext(BaseModel):
     dirty: bool = False
     mlflow_run_id: str | None = None
     mlflow_page: str | None = None
-    attempt: str = ""
     tags: dict[str, str] = {}
-    kept: Path | None = None
 
     @cached_property
     def params(self) -> Params:
         """The parameters of the checkout that the run works in."""
         return load_params(self.root / PARAMS_FILE)
+
+    def with_stages(self, request: Request) -> RunContext:
+        """The run with its stages; after this nobody reads dvc.yaml. Until it has its lock, the checkout may change."""
+        return self.model_copy(update={"chosen": request.select(read_dag(self.root, self.params))})
 
     @property
     def runtime(self) -> Path:
@@ -71,6 +72,15 @@ class RunContext(BaseModel):
         A property, since Prefect records what it passes to flows and tasks, and an address may hold a password.
         """
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.checkout}/mlflow.db"
+
+
+class StageOutcome(BaseModel):
+    """The result of a stage; `ran` is False if it came from the cache, and what warned then is in an earlier log."""
+
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    ran: bool
+    warnings: tuple[str, ...] = ()
 
 
 def log_file(root: Path) -> Path:
@@ -91,8 +101,6 @@ def child_environment(run: RunContext) -> dict[str, str]:
     env[PROGRESS_VARIABLE] = str(progress_file(run.root))
     env["ALIGN_ROOT"] = str(run.checkout)  # MLflow's files lie beside its database
     env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
-    if run.attempt:
-        env["ALIGN_ATTEMPT"] = run.attempt
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id
     return env

@@ -1,6 +1,7 @@
 """The environment of flows, and the servers of a checkout: they ask for its login, and keep to it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.pipeline.run import SERVICES_FILE, created, flow_environment, has_accelerator, login, running_services
+from align import local_stack
+from align.errors import ServiceError
+from align.local_stack import (
+    SERVICES_FILE,
+    created,
+    flow_environment,
+    has_accelerator,
+    leave_to_runs,
+    login,
+    prefect_for_a_run,
+    running_services,
+    save,
+    take_over,
+)
+from tests.support.mlflow_server import free_port
 
 LOGINS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 
@@ -20,7 +35,7 @@ def _no_server_of_the_user(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_temporary_server_asks_for_the_login_and_keeps_its_state_in_the_checkout(tmp_path):
+def test_a_server_asks_for_the_login_and_keeps_its_state_in_the_checkout(tmp_path):
     env = flow_environment(tmp_path)
     assert [env[name] for name in LOGINS] == [login(tmp_path)] * 2
     user, _, password = login(tmp_path).partition(":")
@@ -82,3 +97,75 @@ def test_an_accelerator_is_found(tmp_path, files, environment, found):
     for name in files:
         (tmp_path / name).touch()
     assert has_accelerator(tmp_path, environment) is found
+
+
+#: A server outlives the program that starts it, here with the program.
+OUTLIVES = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture(name="root")
+def _root(tmp_path, monkeypatch):
+    """A checkout whose servers only sleep."""
+
+    def sleeps(root, name, url, env):
+        made = local_stack.start(root, name, [sys.executable, "-c", "import time; time.sleep(60)"], env)
+        return made | {"url": url}
+
+    monkeypatch.setattr(local_stack, "start_server", sleeps)
+    for name in ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "ALIGN_ROOT"):
+        monkeypatch.setenv(name, "")  # set by what is tested
+    yield tmp_path
+    for name in ("PREFECT_API_URL", *LOGINS):
+        os.environ.pop(name, None)
+    local_stack.stop(*(psutil.Process(one["pid"]) for one in running_services(tmp_path).values()))
+
+
+@OUTLIVES
+def test_the_last_run_ends_the_server_that_a_run_has_started(root):
+    with prefect_for_a_run(root):
+        [first] = running_services(root).values()
+        assert os.environ["PREFECT_API_URL"] == f"{first['url']}/api"
+        del os.environ["PREFECT_API_URL"]
+        with prefect_for_a_run(root):
+            assert list(running_services(root).values()) == [first]
+        assert list(running_services(root).values()) == [first]
+    assert running_services(root) == {}
+
+
+@OUTLIVES
+def test_a_server_stays_that_somebody_keeps_or_make_up_takes_over(root):
+    with prefect_for_a_run(root, keep=True):
+        pass
+    [kept] = running_services(root).values()
+    with prefect_for_a_run(root):
+        services = running_services(root)
+        take_over(services)
+        save(root, services)
+    assert running_services(root)["prefect"]["pid"] == kept["pid"]
+
+
+@OUTLIVES
+def test_make_down_leaves_the_server_to_a_run_that_uses_it(root):
+    with prefect_for_a_run(root, keep=True):
+        services = running_services(root)
+        take_over(services)
+        assert leave_to_runs(root, services)
+    assert not leave_to_runs(root, running_services(root))
+    del os.environ["PREFECT_API_URL"]
+    with prefect_for_a_run(root):
+        pass
+    assert running_services(root) == {}
+
+
+@OUTLIVES
+def test_a_run_takes_another_port_unless_one_is_chosen(root, monkeypatch):
+    claim, taken = free_port()
+    monkeypatch.setitem(local_stack.PORTS, "prefect", ("ALIGN_PREFECT_PORT", taken, "/api/health"))
+    monkeypatch.setattr(local_stack, "_is_free", lambda number: number != taken)
+    with prefect_for_a_run(root):
+        assert not running_services(root)["prefect"]["url"].endswith(f":{taken}")
+    del os.environ["PREFECT_API_URL"]
+    monkeypatch.setenv("ALIGN_PREFECT_PORT", str(taken))
+    with pytest.raises(ServiceError, match=f"prefect: port {taken} is taken"), prefect_for_a_run(root):
+        pass
+    claim.close()

@@ -1,4 +1,4 @@
-"""A supervised child: its output, and its end, also while what reads it fails; a watch outlives failing questions."""
+"""A supervised child: its output, and its end, also while what reads it fails."""
 
 import os
 import signal
@@ -8,41 +8,9 @@ import threading
 
 import pytest
 
-from flows.tasks.child_process import CommandError, Watch, is_warning, last_line, run_supervised
+from flows.run.supervised import CommandError, is_warning, last_line, run_supervised
 from tests.support import wait_until
 from tests.support.killing import lives
-
-
-def test_questions_that_fail_do_not_end_the_watch():
-    ended, asked = threading.Event(), list[int]()
-
-    def ask():
-        asked.append(1)
-        if len(asked) < 3:
-            raise ConnectionError("the server is unavailable")
-        return KeyboardInterrupt("paused") if len(asked) == 5 else None
-
-    with Watch(ask, every_s=0.01) as watch:
-        watch.check()
-        with watch.ending(ended.set):
-            assert ended.wait(60)
-        with pytest.raises(KeyboardInterrupt, match="paused"):
-            watch.check()
-        late = threading.Event()
-        with watch.ending(late.set):
-            assert late.is_set()  # work that starts afterwards is ended, too
-    assert len(asked) == 5
-
-
-def test_a_closed_watch_asks_no_more():
-    asked = threading.Semaphore(0)
-    with Watch(lambda: asked.release(), every_s=0.01):
-        assert asked.acquire(timeout=60) and asked.acquire(timeout=60)
-    threads = [thread for thread in threading.enumerate() if thread.name == "watch"]
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-
 
 #: Prints more than a pipe holds, then leaves a result: a pipe that nobody reads would stop it, a closed one kill it.
 TALKER = """
@@ -88,17 +56,6 @@ time.sleep(60)
 def trainer(tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     return [sys.executable, "trainer.py"]
-
-
-def test_a_watch_ends_a_child_which_saves_first(tmp_path, trainer):
-    training = []
-
-    def ask():
-        return KeyboardInterrupt("suspended") if training else None
-
-    with pytest.raises(KeyboardInterrupt, match="suspended"), Watch(ask, every_s=0.05) as watch:
-        run_supervised(trainer, cwd=tmp_path, env=os.environ, log=training.append, watch=watch)
-    assert (tmp_path / "checkpoint").read_text() == "step 7"
 
 
 def test_a_killed_launcher_leaves_no_trainer(tmp_path, trainer):
@@ -158,7 +115,7 @@ def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path, trainer):
 
 def test_killed_the_flow_leaves_no_trainer(tmp_path, trainer):
     flow = (
-        "import os, sys; from pathlib import Path; from flows.tasks.child_process import run_supervised\n"
+        "import os, sys; from pathlib import Path; from flows.run.supervised import run_supervised\n"
         "heard = lambda line: Path(line.split()[0]).touch()\n"
         f"run_supervised({trainer!r}, cwd=Path.cwd(), env=os.environ, log=heard)\n"
     )

@@ -7,17 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from align.display.visible import visible
 from align.errors import AlignError, without_logins
-from flows.tasks import supervisor
+from flows.run import supervisor
 
-#: Seconds between two questions.
-ASK_EVERY_S = 3.0
 #: An error quotes this many last lines if the command gave no reason itself.
 TAIL_LINES = 5
 #: An error quotes at most this many words of a command.
@@ -26,64 +24,6 @@ SHOWN_WORDS = 4
 NOTE = "note: "
 _WARNING = re.compile(r"(\w+: )?warning: ")
 _SIGNALS = {number.value: number.name for number in signal.Signals}
-
-
-class Watch:
-    """While this context is open, it calls `ask`; once `ask` answers, the work in `ending` is ended.
-
-    A question may fail, or wait while its server is unavailable: then the next one counts.
-
-    Args:
-        ask: returns None, or the exception to raise once the work has ended.
-        every_s: seconds between two questions.
-    """
-
-    def __init__(self, ask: Callable[[], BaseException | None], every_s: float = ASK_EVERY_S) -> None:
-        self._ask, self._every_s = ask, every_s
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._found: BaseException | None = None
-        self._end: Callable[[], object] | None = None
-
-    def __enter__(self) -> Watch:
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()  # not joined: its question may wait for a server
-
-    def check(self) -> None:
-        """Raises what was answered, if anything was."""
-        if self._found is not None:
-            raise self._found
-
-    @contextmanager
-    def ending(self, end: Callable[[], object]) -> Iterator[None]:
-        """Calls `end`, from another thread, as soon as the work in this block has to end."""
-        with self._lock:
-            self._end = end
-            too_late = self._found is not None
-        if too_late:
-            end()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._end = None
-
-    def _watch(self) -> None:
-        while not self._closed.is_set():
-            try:
-                found = self._ask()
-            except Exception:  # noqa: BLE001 - of any kind: nobody may ever learn that a run was to end otherwise
-                found = None
-            if found is not None:
-                with self._lock:
-                    self._found = found
-                    if self._end is not None:
-                        self._end()
-                return
-            self._closed.wait(self._every_s)
 
 
 class CommandError(AlignError):
@@ -96,20 +36,17 @@ def run_supervised(
     cwd: Path,
     env: Mapping[str, str],
     log: Callable[[str], None],
-    watch: Watch | None = None,
 ) -> list[str]:
     """Runs a command to its end and returns its output, stdout and stderr together, as lines without logins.
 
-    If this call is interrupted (a cancelled flow run, Ctrl-C), or `watch` ends it, the command and its descendants are
-    ended first, with time to write a checkpoint. Then the interruption, or the watch's exception, is raised; see
-    `flows.tasks.supervisor`.
+    If this call is interrupted (a cancelled flow run, Ctrl-C), the command and its descendants are ended first, with
+    time to write a checkpoint. Then the interruption is raised; see `flows.run.supervisor`.
 
     Args:
         command: program and arguments.
         cwd: its working directory.
         env: its whole environment.
         log: called with each line when it is printed. An exception of it does not disturb the command.
-        watch: may end the command.
 
     Raises:
         CommandError: the exit code is not 0.
@@ -131,8 +68,7 @@ def run_supervised(
     pump = threading.Thread(target=_pump, args=(process.stdout, lines, log), daemon=True)
     pump.start()
     try:
-        with watch.ending(process.stdin.close) if watch else nullcontext():
-            code = process.wait()
+        code = process.wait()
     except BaseException:
         process.stdin.close()  # tells the supervisor to end the command
         process.wait(supervisor.GRACE_S + 4)
@@ -140,8 +76,6 @@ def run_supervised(
     finally:
         pump.join(2)  # bounded: a descendant that outlived the command may hold the pipe
         process.stdin.close()
-    if watch:
-        watch.check()
     if code:
         shown = " ".join(command[:SHOWN_WORDS]) + (" …" if len(command) > SHOWN_WORDS else "")
         raise CommandError(f"`{shown}` failed: {_reason(lines, code)}")

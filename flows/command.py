@@ -12,8 +12,8 @@ from prefect.client.orchestration import get_client
 from align.display.console import PROGRESS_VARIABLE
 from align.display.visible import visible
 from align.services.tracking.address import WHO
-from flows.tasks.child_process import run_supervised
-from flows.tasks.run_context import RunContext, child_environment
+from flows.run.context import RunContext, child_environment
+from flows.run.supervised import run_supervised
 
 
 @task(task_run_name="{verb}", cache_policy=NO_CACHE)

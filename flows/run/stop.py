@@ -15,9 +15,8 @@ from contextlib import contextmanager, suppress
 
 import psutil
 from prefect.exceptions import Abort
+from prefect.settings import get_current_settings
 from prefect.utilities import engine
-
-from flows.tasks.outages import end_without_waiting
 
 #: Longer than a stage may take for its checkpoint (`supervisor.GRACE_S`); a run ends within 30 s.
 IN_ORDER_S = 28.0
@@ -26,7 +25,7 @@ ONE_SIGNAL_S = 0.5
 
 
 class Stopped(Abort):
-    """The first signal came. Prefect makes no crash of an Abort, and sets no states: `this_run` does."""
+    """The first signal came. Prefect makes no crash of an Abort, and sets no states: `record` does."""
 
 
 class _Signals:
@@ -56,6 +55,11 @@ class _Signals:
 
 
 _signals = _Signals()
+
+
+def end_without_waiting() -> None:
+    """For a run that has to end: it waits no longer for Prefect's server, nor asks it again."""
+    get_current_settings().client.max_retries = 0
 
 
 @contextmanager

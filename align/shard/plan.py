@@ -128,13 +128,13 @@ def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed:
     ids = rows["image_id"].combine_chunks().dictionary_encode()
     distinct = ids.dictionary.to_pylist()
     with _readable(part):
-        images = _signed(_numbers(distinct))
+        numbers = _signed(_numbers(distinct))
     # "place" and "split" only make the two hashes differ; another word would shuffle all data again
     places, draws = (
         _numbers([hashlib.sha256(f"{seed} {what} {one}".encode()).hexdigest() for one in distinct])
         for what in ("place", "split")
     )
-    facts = {"image": images, "place": _signed(places), "draw": draws.astype(np.float64) / 2.0**64}
+    facts = {"image": numbers, "place": _signed(places), "draw": draws.astype(np.float64) / 2.0**64}
     columns = {name: pa.array(values).take(ids.indices) for name, values in facts.items()}
     columns |= {name: rows[name] for name in _STRINGS} | {"text_hash": text_hashes(rows["text"].to_pylist())}
     columns |= {"tar": [tar] * len(rows), "start": [spans[key][0] for key in keys]}
@@ -145,7 +145,7 @@ def kept_pairs(part: Path, tar: str, spans: Mapping[str, tuple[int, int]], seed:
 def num_row_groups(images: Path) -> int:
     """Of images.parquet, at least one: an engine reads at least one file. Raises CorruptError if it is damaged."""
     with _readable(images):
-        return max(1, pq.read_metadata(images).num_row_groups)
+        return max(1, int(pq.read_metadata(images).num_row_groups))
 
 
 def image_hashes(images: Path, row_group: int) -> pa.Table:
@@ -156,8 +156,8 @@ def image_hashes(images: Path, row_group: int) -> pa.Table:
         groups = range(file.num_row_groups)[row_group : row_group + 1]
         rows = file.read_row_groups(groups, ["image_id", "phash"])
         rows = rows.filter(rows["phash"].is_valid())
-        images = _signed(_numbers(rows["image_id"].to_pylist()))
-    return pa.table({"image": images, "phash": rows["phash"].to_numpy().view(np.int64)})
+        numbers = _signed(_numbers(rows["image_id"].to_pylist()))
+    return pa.table({"image": numbers, "phash": rows["phash"].to_numpy().view(np.int64)})
 
 
 def _numbers(digests: Sequence[str]) -> NDArray[np.uint64]:

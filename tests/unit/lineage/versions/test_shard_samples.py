@@ -16,6 +16,7 @@ from align.lineage.versions.shard_samples import count_pairs, counted, iter_stor
 from tests.support import small_data
 from tests.support.small_data import Pair
 
+
 @pytest.fixture
 def shards(tmp_path):
     """Twenty pictures of a pair each, and two more pairs of the first; the last five are the split val."""

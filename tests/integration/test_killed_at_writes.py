@@ -133,8 +133,8 @@ def words_of(project, verb):
 
 
 def in_mlflow(root):
-    """What git's tags, MLflow's database and files say, without times, ids, what belongs to no version, lineage's pages
-    (each later command writes those that are not as they should be), and hidden parts of files that MLflow leaves; and
+    """What git's tags, MLflow's database and files say, without times, ids, what belongs to no version, lineage's page
+    (after a kill `align trace --log` draws it), and hidden parts of files that MLflow leaves; and
     of each move of the champion only from where to where: of a command that is killed between the alias and its entry
     in the history, the next one says `by hand`, and the reason is lost.
     """
@@ -155,7 +155,7 @@ def in_mlflow(root):
         "version tags": {
             (version, key): value
             for version, key, value in rows("SELECT version, key, value FROM model_version_tags")
-            if key not in ("align.lineage_page", PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE)
+            if key not in (PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE)
         },
         "model tags": rows("SELECT key, value ->> '$.before', value ->> '$.to' FROM registered_model_tags ORDER BY 1"),
         "runs": rows(f"SELECT status, count(*) FROM runs WHERE {of_version}"),

@@ -66,7 +66,7 @@ def made(tmp_path_factory):
             commit_all(root, name)
             write_reports(root, rate)
             commit = record(root, name, f"run {name}").commit
-            run = tracker.start_run("align", name, None, {REVISION: commit, BRANCH: f"run/{name}"})
+            run = tracker.start_run("align", name, tags={REVISION: commit, BRANCH: f"run/{name}"})
             tracker.log_params(run, flattened(changing_bytes(load_params(root / "params.yaml").values)))
             folders = sorted((root / "reports").iterdir())
             for folder in folders:
@@ -157,7 +157,7 @@ def test_the_checkout_shows_nothing_of_a_model_that_it_did_not_begin_with(projec
 
 def test_what_is_missing_is_said(project, capsys):
     tracker = Tracker()
-    run = tracker.start_run("align", "elsewhere", None, {REVISION: "f" * 40})
+    run = tracker.start_run("align", "elsewhere", tags={REVISION: "f" * 40})
     tracker.end_run(run, status="FAILED")
     out, _ = printed(capsys, "first", "elsewhere")
     assert "unknown: git does not have the commits of both runs here." in out and ", failed" in out

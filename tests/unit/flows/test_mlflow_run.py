@@ -59,7 +59,7 @@ def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(tm
 
 
 def test_a_run_that_fails_says_why_in_mlflow(tmp_path, monkeypatch):
-    tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path, attempt="1")
+    tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path)
     monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
     monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
     for error, why in (

@@ -29,22 +29,21 @@ from tests.support.params import PARAMS_FILE
 RATE = "pretrain.learning_rate"
 SCORE = "concepts/text_to_image/recall@10"
 COMMIT = "c" * 40
-#: Name -> the attempt, the learning rate, the tags, the status.
+#: Name -> the learning rate, the tags, the status.
 RUNS = {
-    "demo": ("d-1", 0.002, {BRANCH: "run/demo", REVISION: COMMIT, "align.data_digest": "d" * 64}, "FINISHED"),
+    "demo": (0.002, {BRANCH: "run/demo", REVISION: COMMIT, "align.data_digest": "d" * 64}, "FINISHED"),
     "demo-2": (
-        "f0-1",
         0.004,
         {BRANCH: "run/demo-2", REVISION: COMMIT, FLOW_RUN: "f0", CACHED_STAGES: "ingest, finetune"},
         "FINISHED",
     ),
-    "wide": ("f1-1", 0.5, {WHY: "the loss\x1b[31m is inf", FLOW_RUN: "f1"}, "FAILED"),
-    "now": ("now-1", 0.004, {}, None),
-    "gone": ("gone-1", 0.004, {}, None),
-    "theirs": ("x-1", 0.004, {}, None),
-    "stopped": ("s-1", 0.004, {ENDED: "cancelled"}, "KILLED"),
-    "killed": ("k-1", 0.004, {}, "KILLED"),
-    "measured": ("m-1", 0.004, {SOURCE: EVALUATION}, "FINISHED"),
+    "wide": (0.5, {WHY: "the loss\x1b[31m is inf", FLOW_RUN: "f1"}, "FAILED"),
+    "now": (0.004, {}, None),
+    "gone": (0.004, {}, None),
+    "theirs": (0.004, {}, None),
+    "stopped": (0.004, {ENDED: "cancelled"}, "KILLED"),
+    "killed": (0.004, {}, "KILLED"),
+    "measured": (0.004, {SOURCE: EVALUATION}, "FINISHED"),
 }
 
 
@@ -55,17 +54,18 @@ def _project(tmp_path_factory):
     work = {"line": "pretrain: step 20 of 80, loss 5.310", "done": 20, "total": 80, "per_s": 0.5}
     (root / ".align").mkdir(exist_ok=True)
     (root / ".align/progress.json").write_text(json.dumps({"lines": [], "work": work}))
-    held = [hold(RunRecord(name, name, 1, "", "", str(root), str(root), "")) for name in ("now", "gone")]
-    held[1].close()
     (root / "reports/evaluation").mkdir(parents=True)
     metrics = {SCORE: 0.6, f"{SCORE}/low": 0.5, f"{SCORE}/high": 0.7, f"{SCORE}/chance": 0.02, "evaluate/sets": 1}
     (root / "reports/evaluation/metrics.json").write_text(json.dumps(metrics))
     here = Path.cwd()
     os.chdir(root)
     try:
-        tracker = Tracker()
-        for name, (attempt, rate, tags, status) in RUNS.items():
-            run = tracker.start_run("align", name, attempt, tags)
+        tracker, live = Tracker(), []
+        for name, (rate, tags, status) in RUNS.items():
+            run = tracker.start_run("align", name, tags)
+            if name in {"now", "gone"}:
+                held = hold(root, RunRecord(name, name, mlflow_run=run))
+                held._file.close() if name == "gone" else live.append(held)
             tracker.log_params(run, {RATE: rate, "pretrain.seed": 0})
             tracker.log_metrics(run, {"pretrain/train/device_hours": 1.5})
             if name == "demo-2":
@@ -75,7 +75,7 @@ def _project(tmp_path_factory):
     finally:
         os.chdir(here)
     yield root
-    held[0].close()
+    live[0].remove()
 
 
 @pytest.fixture(name="here", autouse=True)

@@ -83,7 +83,7 @@ def store(tmp_path, monkeypatch):
 
 
 def found(tmp_path, *stores, entry=("image_id", A), again=False):
-    opted_out = OptedOut([Entry(*entry, "", "2026-01-02")])
+    opted_out = OptedOut([Entry(entry[0], entry[1], "", "2026-01-02")])
     pairs = opted_out_pairs(tmp_path / "data/raw", opted_out)
     lists = lists_of(stores)
     wanted = what_is_wanted(pairs, Wanted(opted_out), stores, lists)
@@ -135,7 +135,7 @@ def test_an_index_is_looked_into(tmp_path):
     for entry, shows in (
         (("host", "b.example"), INDEX), (("url", "https://a.example/page"), INDEX), (("host", "other.example"), ""),
     ):  # fmt: skip
-        assert look_into(items, Wanted(OptedOut([Entry(*entry, "", "")]))) == shows
+        assert look_into(items, Wanted(OptedOut([Entry(entry[0], entry[1], "", "")]))) == shows
 
 
 def test_an_index_goes_whole(store, tmp_path):

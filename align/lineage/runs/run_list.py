@@ -171,14 +171,15 @@ class RunList:
             if record.flow != run_records.PIPELINE:
                 continue
             worktree = Path(record.worktree) if record.worktree else self._root
-            if liveness == "dead" and not worktree.is_dir():
-                continue  # its branch, or MLflow, says more
+            tracked_run = by_id.get(record.mlflow_run)
+            if liveness == "dead" and tracked_run and tracked_run.status != "RUNNING":
+                continue  # MLflow says how it ended
             read = partial(read_folder, record.name, worktree, self._paths if record.worktree else None)
             yield Place(
                 record.name, _IN_PROGRESS[liveness], record.started_at, read, path=_shown(worktree, self._root),
                 why={"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, ""),
                 doing=_doing(worktree) if liveness == "live" else "", flow_run=record.flow_run,
-                tracked=by_id.get(record.mlflow_run),
+                tracked=tracked_run,
             )  # fmt: skip
 
 

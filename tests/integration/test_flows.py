@@ -60,7 +60,6 @@ def test_runs_are_visible_cached_and_recorded(stack, first_run):
 
 @pytest.mark.journeys
 def test_parts_of_the_pipeline(stack):
-    before = {*stack.root.glob(".align/worktrees/*")}  # those of failed runs
     done = stack.align_run("--name", "part", "--only", "data")
     assert done.returncode == 0, done.stderr
     assert stack.states("part").keys() == {"data-0", "ingest", "record"}  # the first is the sub-flow
@@ -69,6 +68,7 @@ def test_parts_of_the_pipeline(stack):
     assert refused.returncode == 1
     assert "pretrain must run before index: pretrain is stale (pretrain.seed 1 -> 99); run all, or" in refused.stderr
     assert stack.states("late") == {}
+    before = {*stack.root.glob(".align/worktrees/*")}  # those of failed runs
     assert stack.align_run("--name", "whole").returncode == 0
     plan = stack.run("-m", "align.cli", "plan", "--to", "pretrain", "--set", "pretrain.seed=99")
     assert plan.returncode == 0 and "pretrain.seed 1 -> 99" in plan.stdout, plan.stderr

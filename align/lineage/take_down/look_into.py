@@ -101,7 +101,7 @@ def _table(path: Path, wanted: Wanted) -> str:
         for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(columns=["image_id", "text"]):
             if any(row["text"] and _is_text(row["image_id"], row["text"], wanted) for row in batch.to_pylist()):
                 return DECISIONS
-    if {"image_id", "texts", "urls", "page_urls"} <= names:
+    if {"image_id", "texts"} <= names:  # one of another form counts as damaged
         with TemporaryDirectory(prefix="align-") as folder:
             (Path(folder) / ITEMS).symlink_to(path.absolute())
             images = IndexedImages.load(Path(folder))

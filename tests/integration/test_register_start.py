@@ -49,6 +49,9 @@ def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project):
         assert not key.startswith(("pretrain", "fit_tokenizer")), key
     assert run.params["model.embed_width"] == "24"  # of the packaged model
     assert run.params["finetune.batch_size"] == "48"  # inherited, and used
+    version = Tracker().registry.version_at("align", "candidate")
+    page = Tracker().artifact(version.run_id, "lineage/lineage.html", project)
+    assert page is not None and "align version 1" in page.read_text()
 
 
 def test_two_at_once_take_turns(project, monkeypatch):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from align.errors import DataError
 from align.formats.indexed_images import ITEMS, IndexedImages
 from align.formats.policy import OptedOut
 from align.formats.statuses import SUCCESS
-from align.formats.tar_members import DamagedTar, read_members
+from align.formats.tar_members import DamagedTar, Member, read_members
 from align.pairs.text import mask_personal_data, normalise
 
 #: What a file is that shows one; PAGE: it shows small copies of some pictures.
@@ -101,7 +101,7 @@ def _table(path: Path, wanted: Wanted) -> str:
         for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(columns=["image_id", "text"]):
             if any(row["text"] and _is_text(row["image_id"], row["text"], wanted) for row in batch.to_pylist()):
                 return DECISIONS
-    if {"image_id", "texts", "urls", "page_urls"} <= names:
+    if {"image_id", "texts"} <= names:  # one of another form counts as damaged
         with TemporaryDirectory(prefix="align-") as folder:
             (Path(folder) / ITEMS).symlink_to(path.absolute())
             images = IndexedImages.load(Path(folder))
@@ -111,19 +111,32 @@ def _table(path: Path, wanted: Wanted) -> str:
 
 
 def _samples(tar: Path) -> Iterator[dict[str, Any]]:
-    """The JSON of each sample of data/raw or data/shards; with `picture`, the sha256 of its picture as it lies here."""
-    pictures: dict[str, str] = {}
+    """The JSON of each sample of data/raw or data/shards; of data/raw with `picture`, the sha256 of its bytes."""
+    pictures: dict[str, Member] = {}
     with tar.open("rb") as file:
         for member in read_members(file):
             key, _, extension = member.name.rpartition("/")[2].partition(".")
-            if member.problem is not None or extension == "txt":
-                continue
-            file.seek(member.offset)
-            data = file.read(member.size)
-            if extension != "json":
-                pictures[key] = hashlib.sha256(data).hexdigest()
-            elif isinstance(row := json.loads(data), dict):
-                yield row | {"picture": pictures.pop(key, None)}
+            if member.problem is None and extension == "json":
+                row, picture = _json(_bytes(file, member)), pictures.pop(key, None)
+                if picture is not None and "url" in row:
+                    row["picture"] = hashlib.sha256(_bytes(file, picture)).hexdigest()
+                yield row
+            elif member.problem is None and extension != "txt":
+                pictures[key] = member
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    """An object; empty if it is none."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _bytes(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _shown(sample: dict[str, Any], wanted: Wanted) -> bool:
@@ -132,7 +145,7 @@ def _shown(sample: dict[str, Any], wanted: Wanted) -> bool:
         return sample["image_id"] in wanted.image_ids or any(_is_text(sample["image_id"], one, wanted) for one in texts)
     if "url" not in sample:
         return False  # of an evaluation set, which says what ends it there
-    if sample["picture"] in wanted.opted_out.image_ids:
+    if sample.get("picture") in wanted.opted_out.image_ids:
         return True
     return wanted.opted_out.matches(sample["url"], sample.get("page_url"), sample.get("sha256"))
 

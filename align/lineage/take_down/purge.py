@@ -65,7 +65,8 @@ class Plan:
         found: the objects of DVC that go.
         folders: of the checkout, which go whole.
         pages: of reports of the checkout.
-        tars: sha256 -> bytes of the tars in `store.objects` that go.
+        tars: sha256s of the tars in `store.objects` that go.
+        again: whether an earlier purge was cut off, or could not remove everything.
     """
 
     pairs: OptedOutPairs
@@ -73,16 +74,17 @@ class Plan:
     folders: tuple[Path, ...]
     pages: tuple[Path, ...]
     tars: tuple[str, ...]
+    again: bool
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to remove, and no earlier purge to complete."""
-        return not (self.pairs.to_purge or any(self.found.here.values()) or self.folders or self.tars or is_begun())
+        return not (self.raw or any(self.found.here.values()) or self.folders or self.tars or self.again)
 
-
-def is_begun() -> bool:
-    """Whether an earlier purge could not remove everything."""
-    return _BEGUN.is_file()
+    @property
+    def raw(self) -> bool:
+        """Whether data/raw is written anew; after a purge that was cut off, so that it is whole."""
+        return self.pairs.to_purge or (self.again and self.pairs.num_pairs > 0)
 
 
 def plan_purge(opted_out: OptedOut, paths: PathsConfig, store: StoreConfig, stores: Sequence[ObjectStore] = ()) -> Plan:
@@ -95,7 +97,8 @@ def plan_purge(opted_out: OptedOut, paths: PathsConfig, store: StoreConfig, stor
     pairs = opted_out_pairs(paths.raw, opted_out)
     lists = lists_of(stores)
     wanted = what_is_wanted(pairs, Wanted(opted_out), stores, lists)
-    again, pending = is_begun(), pairs.to_purge or is_begun()
+    again = _BEGUN.is_file()
+    pending = pairs.to_purge or again
     found = search(Path.cwd(), paths, wanted, stores, lists, pending=pending, again=again)
     tars = _tars(found, paths, store) if store.objects is not None else {}
     folders = tuple(
@@ -105,7 +108,7 @@ def plan_purge(opted_out: OptedOut, paths: PathsConfig, store: StoreConfig, stor
     )  # fmt: skip
     shown = pending or bool(folders) or any(found.here.values())
     pages = tuple(_telling(paths, found)) if shown else ()
-    return Plan(pairs, found, folders, pages, tuple(tars))
+    return Plan(pairs, found, folders, pages, tuple(tars), again)
 
 
 def purge(
@@ -139,12 +142,12 @@ def _purge(plan: Plan, paths: PathsConfig, store: StoreConfig, stores: Sequence[
         what = f"{len(measured):,} files of measured values; `align filter` measures them again, without the pictures"
         yield Purged(f"{store.features}", what)
     stage = stage_of(paths.raw) if Path(LOCK_FILE).is_file() else None
-    if stage is not None and (plan.pairs.to_purge or is_begun()):
+    if stage is not None and (plan.raw or plan.again):
         yield _commit(stage, paths)
     if plan.tars:
         yield _purge_tars(Objects(store), plan.tars)
     for one in stores:
-        if plan.found.here.get(one.name) or plan.pairs.to_purge:
+        if plan.found.here.get(one.name) or plan.raw:
             yield _purge_store(one, plan.found)
     yield from _leftovers(paths)
     yield from _others(plan, paths)
@@ -159,7 +162,7 @@ def _checkout(plan: Plan, paths: PathsConfig, store: StoreConfig) -> Iterator[Pu
         page.unlink(missing_ok=True)
     if plan.pages:
         yield Purged(f"{paths.reports}", f"{len(plan.pages):,} pages and pictures; `dvc repro` makes them again")
-    if plan.pairs.to_purge:
+    if plan.raw:
         tars = stored_tars(paths.raw)
         tar_of = (lambda name: Objects(store).get(*tars[f"{name}.tar"])) if store.objects is not None else None
         opted_out, keep = plan.found.wanted.opted_out, partial(keep_tar, config=store)

@@ -74,7 +74,7 @@ class ObjectStore:
 
     def deleted(self) -> None:
         """Call it after the last `delete`: the next push must not rely on DVC's own list of a remote's objects."""
-        from dvc_data.hashfile.db import get_index  # likewise
+        from dvc_data.hashfile.db import get_index
 
         get_index(self.odb).clear()
 

@@ -112,7 +112,7 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
     needed, unknown = _disk(asked, needs)
     free = shutil.disk_usage(run.checkout).free
     figures["disk"] = f"{_bytes(needed)} needed{f' and {unknown}' if unknown else ''}, {_bytes(free)} free"
-    refused = [*_stale_before(asked, before), *_missing(run, asked)]
+    refused = _stale_before(asked, before) or _missing(run, asked)
     if wrong and "pretrain" in here:  # fine-tuning has the towers of its folder
         refused.append(wrong)
     if needed > free:
@@ -132,25 +132,27 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
     )  # fmt: skip
 
 
-def _stale_before(asked: Sequence[StageState], before: Sequence[StageState]) -> Iterator[str]:
+def _stale_before(asked: Sequence[StageState], before: Sequence[StageState]) -> list[str]:
     """A part of the pipeline never makes what it reads."""
-    if stale := [one for one in before if one.state == "stale"]:
-        first, names = stale[0], ", ".join(one.stage for one in stale)
-        yield (
-            f"{names} must run before {asked[0].stage}: {first.stage} is stale ({'; '.join(first.why)}); run all, or "
-            f"from {first.stage}"
-        )
+    stale = [one for one in before if one.state == "stale"]
+    if not stale:
+        return []
+    first, names = stale[0], ", ".join(one.stage for one in stale)
+    return [
+        f"{names} must run before {asked[0].stage}: {first.stage} is stale ({'; '.join(first.why)}); run all, or from "
+        f"{first.stage}"
+    ]
 
 
-def _missing(run: RunContext, asked: Sequence[StageState]) -> Iterator[str]:
-    for one in asked:
-        for path in one.missing:
-            maker = next((stage.name for stage in run.chosen.before if overlap([path], stage.outs)), None)
-            yield f"{one.stage}: {path} does not exist" + (
-                f": `dvc checkout {maker}` brings it back, or `dvc pull {maker}` from a remote"
-                if maker
-                else ", and no stage makes it: put it there, or name another in params.yaml"
-            )
+def _missing(run: RunContext, asked: Sequence[StageState]) -> list[str]:
+    found = []
+    for name, path in [(one.stage, path) for one in asked for path in one.missing]:
+        maker = next((stage.name for stage in run.chosen.before if overlap([path], stage.outs)), None)
+        what_to_do = ", and no stage makes it: put it there, or name another in params.yaml"
+        if maker:
+            what_to_do = f": `dvc checkout {maker}` brings it back, or `dvc pull {maker}` from a remote"
+        found.append(f"{name}: {path} does not exist{what_to_do}")
+    return found
 
 
 def _export(params: Params) -> list[str]:

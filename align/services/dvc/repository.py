@@ -31,7 +31,8 @@ def dvc_repository(root: Path, what: str) -> Iterator[Any]:
     from dvc.exceptions import DvcException  # type: ignore[import-untyped]  # DVC ships no types
     from dvc.repo import Repo  # type: ignore[import-untyped]  # likewise
 
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # and no bars of progress: its errors are raised
+    for name in ("dvc", "dvc_data"):  # and no bars of progress: errors are raised, and the status says what is missing
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with Repo(str(root)) as repo:
             yield repo

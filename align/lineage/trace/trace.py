@@ -71,16 +71,8 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
     packaged = files.json(paths.reports / "package", "report.json") if files else None
     model = tags.get(MODEL_DIGEST) or (packaged or {}).get("digest", "")
     data = training_data({DATA: digest, TRAINED_ON: digest, **tags})
-<<<<<<< HEAD
-    for known in filter(None, data.digests):
-        trace.add(*_of_digest(known, around, data.not_gated, [run.commit] if run.commit else []))
-||||||| 9025f674
-    for one in filter(None, data.digests):
-        trace.add(*_of_digest(one, around, data.not_gated, [run.commit] if run.commit else []))
-=======
     for each in data.digests:
         trace.add(*_of_digest(each, around, data.not_gated, [run.commit] if run.commit else []))
->>>>>>> h/lineage
     if not any(data.digests):
         trace.notes.append("no data of it is recorded")
     versions = [

@@ -82,7 +82,7 @@ def test_data_on_one_machine_and_training_on_a_second(here, s3, tmp_path):
     expected = outs(alone.root)
     write_params(alone.root / "params.yaml", {"store.checkpoints": None})
     for command in (
-        ("pull", "fit_tokenizer", "shard", "validate_shards"),
+        ("pull", "data/tokenizer", "data/shards", "reports/quality_shards/verdict.json"),
         ("repro", "--single-item", "--no-run-cache", "--force", "code", "pretrain", "finetune"),
     ):
         done = subprocess.run(

@@ -264,7 +264,7 @@ def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(p
 def test_without_mlflow_the_data_half_is_shown_with_one_line(project, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for words in (key_of(project, 4), "train/00000.tar"):
+    for words in (key_of(project, 4), "train/00000.tar", "run/first"):
         assert main(["trace", words]) == 0
         said = capsys.readouterr()
         assert len([line for line in said.err.splitlines() if "MLflow at http://127.0.0.1:9" in line]) == 1, words
@@ -289,11 +289,10 @@ def test_the_page_is_kept_with_the_version_once(project, mlflow_server, capsys):
     assert "--log keeps the page of a model version" in refused(capsys, "train/00000.tar", "--log")
 
 
-def test_what_is_ambiguous_or_unknown_is_one_line(project, mlflow_server, capsys):
+def test_what_is_ambiguous_or_unknown_is_one_line(project, capsys):
     key = key_of(project, 4)
-    run = Tracker(mlflow_server).start_run(MODEL, key, tags={"align.branch": f"run/{key}"})
+    git(project, "branch", f"run/{key}", "run/first")
     line = refused(capsys, key)
-    MlflowClient(mlflow_server).delete_run(run)  # the server is that of other tests, too
     assert f"'{key}' names more than one thing: run {key} (`run:run/{key}`), pair {key} (`key:{key}`)" in line
     assert facts(traced(capsys, f"key:{key}"), "pair")["sha256"]
     assert "did you mean first?" in refused(capsys, "firts")

@@ -16,7 +16,7 @@ def _refusal(*overrides):
     return str(error.value)
 
 
-@pytest.mark.parametrize("verb", ["ingest", "search", "promote", "run"])
+@pytest.mark.parametrize("verb", ["ingest", "search", "promote"])
 @pytest.mark.parametrize(("override", "named"), [
     ("pretrain.num_steps=abc", "'pretrain.num_steps' = 'abc'"), ("shard.image_px=64", "shard.image_px 64 is below"),
 ])  # fmt: skip

@@ -110,6 +110,16 @@ def test_a_command_that_is_killed_between_alias_and_entry_looks_like_a_move_by_h
     assert model.history() == [("promoted", None, 1), ("by hand", 1, 2)] and model.champions() == (2, 1)
 
 
+def test_a_rollback_that_was_killed_before_its_entry_and_is_typed_again_does_not_go_forward(tracker):
+    model = Model(tracker, 2)
+    model.promote(1)
+    model.promote(2)
+    model.client.set_registered_model_alias(model.name, "champion", "1")  # as far as the killed one came
+    with pytest.raises(DataError, match=r"version 1 had become its champion without an entry .* type it again"):
+        model.roll_back()
+    assert model.champions()[0] == 1 and model.history()[-1] == ("by hand", 2, 1)
+
+
 def test_the_tags_of_a_version_say_why(tracker):
     model = Model(tracker, 2)
     for number in (1, 2):

@@ -78,11 +78,17 @@ def take_back(tracker: Tracker, model: str, why: str | None) -> Move:
 
     Raises:
         ConfigError: a champion that somebody made so by hand would be passed over, and there is no reason.
-        DataError: there is no champion, or none before it that passed its gates.
+        DataError: there is no champion, or none before it that passed its gates; or the last move has no entry yet.
         ServiceError: MLflow is unavailable or refuses.
     """
     registry = tracker.registry
+    known = registry.champion_state(model).moves
     state = settle(registry, model)
+    if len(state.moves) > len(known):  # a rollback that was killed before its entry, and is typed again
+        raise DataError(
+            f"model '{model}': version {_number(state.champion)} had become its champion without an entry in the "
+            "history, which has one now; look at `align champion`, and type it again to go back from there"
+        )
     if state.champion is None:
         raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
     versions = {version.number: version for version in registry.versions(model)}

@@ -48,16 +48,27 @@ def key_of(*values: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True, default=str).encode()).hexdigest()
 
 
-def finish(folder: Path, outs: Iterable[Path]) -> None:
-    """Says that a work folder has its whole output, once that is on the disk: what is left to do only removes files."""
+def finish(folder: Path, outs: Iterable[Path], result: str = "") -> None:
+    """Says that a work folder has its whole output, once that is on the disk: what is left to do only removes files.
+
+    Args:
+        folder: the work folder.
+        outs: what of it is output.
+        result: what a run that is killed after this needs of it, see `result_of`.
+    """
     for out in outs:
         fsync_all(out)
-    write_text(folder / _KEY_FILE, json.dumps({"key": _key_in(folder), "finished": True}) + "\n")
+    write_text(folder / _KEY_FILE, json.dumps({"key": _key_in(folder), "finished": True, "result": result}) + "\n")
 
 
 def is_finished(folder: Path) -> bool:
     """Whether a run was killed after `finish`."""
     return bool(json.loads((folder / _KEY_FILE).read_bytes()).get("finished"))
+
+
+def result_of(folder: Path) -> str:
+    """What `finish` was given."""
+    return str(json.loads((folder / _KEY_FILE).read_bytes())["result"])
 
 
 @contextmanager

@@ -34,9 +34,9 @@ from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory, write_text
+from align.durable.files import replace_directory
 from align.durable.steps import Work
-from align.durable.work import SCRATCH, finish, is_finished, key_of, work_directory
+from align.durable.work import SCRATCH, finish, is_finished, key_of, result_of, work_directory
 from align.errors import DataError
 from align.formats.policy import REFUSED, read_opted_out
 from align.formats.raw import RawShard, kept_scan
@@ -145,7 +145,6 @@ def ingest(
     key = key_of(provenance.digest(*_DECIDING), values, stamps, entries)
     kept, store = kept_scan(raw) / key, resources.store
     with work_directory(raw, "ingest", key) as folder, open_executor(engine, folder / SCRATCH) as executor:
-        stored = folder / SCRATCH / "report.json"
         if not is_finished(folder):
             shards: Sequence[RawShard] = ()
             if config.reuse and images_from != "archive":
@@ -177,10 +176,9 @@ def ingest(
                 shutil.rmtree(kept.parent, ignore_errors=True)
             else:
                 keep_scan(work, kept, left_out)
-            write_text(stored, report.model_dump_json())
-            finish(folder, [folder])
+            finish(folder, [folder], report.model_dump_json())
         Work(folder).drop(one.name for one in folder.iterdir() if one.is_dir() and one.name != SCRATCH)
-        report = IngestReport.model_validate_json(stored.read_bytes())
+        report = IngestReport.model_validate_json(result_of(folder))
     again = StoreFiles(resources.store, download)
     return Ingested(report, [] if _is_as_before(again, archive, dict(zip(watched, found, strict=True))) else [archive])
 

@@ -23,9 +23,8 @@ from align.errors import DataError
 #: Tables of pairs.
 DECISIONS, FACTS = "decisions", "facts"
 IMAGES = "images.parquet"
-#: Patterns of the files with decisions, and with decisions or facts.
+#: Pattern of the files with decisions.
 DECISION_FILES = f"{DECISIONS}/*.parquet"
-PAIR_FILES = (DECISION_FILES, f"{FACTS}/*.parquet")
 
 #: Rows per row group of decisions and facts.
 ROWS_AT_ONCE = 10_000

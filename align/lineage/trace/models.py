@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from align.durable.files import sha256_folder
 from align.formats.image_index import IndexHeader
 from align.lineage.trace.sections import Facts, Section, State, Table, known, tables
-from align.lineage.versions.registered import DIRTY, REVISION, Registered
+from align.lineage.versions.registered import DIRTY, Registered
 from align.lineage.versions.who_saw import training_data
 from align.release.registration.shown import measured
 from align.services.git import LOCK_FILE, git_if_any
 from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, Version, aliases_of
-from align.services.tracking.tracker import FLOW_RUN
+from align.services.tracking.tracker import FLOW_RUN, REVISION
 
 #: Sections of params.yaml that are the recipe of a model.
 _RECIPE = ("model.", "pretrain.", "finetune.", "seed")

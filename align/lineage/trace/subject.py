@@ -18,11 +18,11 @@ from align.errors import DataError
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.lineage.trace.models import branch_at
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
-from align.lineage.versions.registered import REVISION, Registered
+from align.lineage.versions.registered import Registered
 from align.services.git import git_if_any
 from align.services.tracking.registry import Version
 from align.services.tracking.tracked_run import TrackedRun
-from align.services.tracking.tracker import FLOW_RUN
+from align.services.tracking.tracker import FLOW_RUN, REVISION
 
 What = Literal["model", "run", "shard", "key", "url", "image"]
 KINDS: tuple[What, ...] = ("model", "run", "shard", "key", "url", "image")

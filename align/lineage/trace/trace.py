@@ -36,10 +36,11 @@ from align.lineage.trace.sections import Section, Trace
 from align.lineage.trace.subject import Names, Run, Subject, of_version
 from align.lineage.trace.text import text_lines
 from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
-from align.lineage.versions.registered import DATA, REVISION, TRAINED_ON, Registered, revisions_of
+from align.lineage.versions.registered import DATA, TRAINED_ON, Registered, revisions_of
 from align.lineage.versions.who_saw import training_data
 from align.services.s3.store import fetcher
 from align.services.tracking.registry import MODEL_DIGEST, Version
+from align.services.tracking.tracker import REVISION
 
 #: The page as an artifact of the version's run in MLflow.
 ARTIFACT = Path("lineage/lineage.html")

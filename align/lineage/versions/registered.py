@@ -16,11 +16,10 @@ from align.release.registration.shown import all_metrics
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import MODEL_DIGEST, Version, aliases_of
 from align.services.tracking.tracked_run import TrackedRun
-from align.services.tracking.tracker import Tracker
+from align.services.tracking.tracker import REVISION, Tracker
 
-#: Tags of runs and versions: where they were made, their data, and what trained the model
-#: (`align.release.registration`).
-REVISION, DATA, TRAINED_ON = "align.git_revision", "align.data_digest", "align.trained_on"
+#: Tags of runs and versions: their data, and what trained the model (`align.release.registration`).
+DATA, TRAINED_ON = "align.data_digest", "align.trained_on"
 DIRTY = "-dirty"
 
 

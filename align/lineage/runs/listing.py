@@ -94,7 +94,7 @@ class Runs:
             except FormatError as error:
                 self.problems.append(str(error))
                 continue
-            if seen is not None:
+            if seen is not None and seen[1].mlflow_run:
                 found[seen[1].mlflow_run] = seen[0], Path(seen[1].worktree or self._root)
         return found
 

@@ -103,7 +103,7 @@ def test_no_verb_starts_with_a_wrong_value(tmp_path, capsys):
         "export": ["--format", "onnx", "--out", "x"], "import_model": ["--from", "x", "--out", "y"],
         "trace": ["x"], "diff": ["x"],
     }  # fmt: skip
-    for verb in VERBS:
+    for verb in VERBS.keys() - {"run", "plan", "register"}:  # whose values the flow checks, once a run
         try:
             assert main([verb, "--params", str(file), *needs.get(verb, [])]) == 1, verb
         except SystemExit:

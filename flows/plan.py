@@ -7,11 +7,9 @@ measured by earlier runs of this checkout. For `align plan` another program coun
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from align.config.model import ModelConfig
 from align.display.console import say, show, show_json
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.locks import locked
-from align.errors import AlignError, DataError
+from align.errors import DataError
 from align.model.presets import image_width
 from align.pipeline.estimate import REFUSED
 from flows.checkout.worktree import commit_of, worktree
@@ -263,30 +261,15 @@ def _checkout(root: Path, request: Request) -> Iterator[Path]:
         yield path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align plan` becomes. Returns 0, or 1 if there is no plan. A plan may say "cannot work"."""
-    parser = argparse.ArgumentParser(prog="align plan")
-    parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str]) -> int:
+    """The program that `align plan` becomes; takes a request as JSON. Returns 0, also if the run cannot work."""
     root = Path.cwd()
-    try:
-        request = settled(root, args.request)
-        with _checkout(root, request) as path:
-            run = RunContext(root=path, checkout=root, name=request.name or "").with_stages(request)
-            plan = make_plan(run, read_states(run), counts_memory=True)
-        if args.json:
-            show_json(plan.model_dump_json(indent=2))
-        else:
-            show(*plan.text().split("\n"))
-    except AlignError as error:
-        say(f"align: error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("align: interrupted")
-        return 130
+    request = settled(root, Request.model_validate_json(argv[0]))
+    with _checkout(root, request) as path:
+        run = RunContext(root=path, checkout=root, name=request.name or "").with_stages(request)
+        plan = make_plan(run, read_states(run), counts_memory=True)
+    if "--json" in argv:
+        show_json(plan.model_dump_json(indent=2))
+    else:
+        show(*plan.text().split("\n"))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

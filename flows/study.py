@@ -6,7 +6,6 @@ work one after another: training takes all cores.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -116,9 +115,6 @@ def _run(root: Path, tracker: Tracker, request: Request) -> TrackedRun:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align study` becomes. Returns its `exit_code`."""
-    parser = argparse.ArgumentParser(prog="align study")
-    parser.add_argument("asked", type=json.loads, help="as JSON")
-    asked: dict[str, Any] = parser.parse_args(argv).asked
-    return exit_code(lambda: study(**asked))
+def main(argv: Sequence[str]) -> int:
+    """The program that `align study` becomes; takes the flow's arguments as JSON. Returns its `exit_code`."""
+    return exit_code(lambda: study(**json.loads(argv[0])))

@@ -27,7 +27,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: --params is given: a run reads the params.yaml of its checkout.
     """
-    become("flows", "pipeline", request(params, args), *([KEEP] if args.keep else []))
+    become("pipeline", request(params, args), *([KEEP] if args.keep else []))
 
 
 def request(params: Params, args: argparse.Namespace) -> str:
@@ -43,7 +43,7 @@ def request(params: Params, args: argparse.Namespace) -> str:
     return json.dumps(asked | {"overrides": chosen_values(params, args.overrides)}, default=str)
 
 
-def become(module: str, *arguments: str) -> NoReturn:
+def become(program: str, *arguments: str) -> NoReturn:
     """Replaces this process by a program of `flows`, in the environment of flows."""
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-m", "flows", program, *arguments]
     os.execve(command[0], command, flow_environment(Path.cwd()))

@@ -35,7 +35,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.repair:
         if args.what or args.json:
             raise ConfigError("align runs --repair: repairs all that is dead; it takes no other words")
-        become("flows", "ended")
+        become("ended")
     if args.what == "show" and len(args.names) != 1:
         raise ConfigError("align runs show: name one run, as align runs lists it")
     if args.last < 1:

@@ -121,7 +121,7 @@ def test_rows_are_those_of_the_reports(made):
 
 def test_as_a_command(made):
     def ask(*arguments):
-        command = [str(commands() / "python"), "-m", "flows.plan", *arguments]
+        command = [str(commands() / "python"), "-m", "flows", "plan", *arguments]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.run(command, cwd=made, env=env, capture_output=True, text=True, check=False)
 

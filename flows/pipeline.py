@@ -19,8 +19,9 @@ from prefect.settings import PREFECT_API_URL
 
 from align.display.console import say, show
 from align.display.visible import fenced_markdown
-from align.local_stack import HOST, LOGIN_FILE
+from align.local_stack import LOGIN_FILE
 from align.release.registration.shown import VERDICT
+from align.web import HOST
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
 from flows.checkout.worktree import in_checkout, in_worktree

@@ -19,6 +19,8 @@ ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_be
 #: first 16 digits, since one model may get another index; the tag says which is the version's.
 MODEL_ARTIFACT, INDEX_ARTIFACT = "model", "index"
 MODEL_DIGEST, INDEX_DIGEST = "align.model_digest", "align.index_digest"
+#: A tag of runs and versions: the digest of their data.
+DATA_DIGEST = "align.data_digest"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
 from flows.ended import repair
 from flows.mlflow_run import MlflowRun, mlflow_run
-from flows.pages.progress import Progress, progress, put_markdown
+from flows.pages.progress import Progress, put_markdown
 from flows.pages.summary import summarise
 from flows.plan import make_plan
 from flows.request import Request, Settled, settled
@@ -155,7 +155,7 @@ def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
-        with progress(progress_file(run.root), run.chosen.stages) as page, stop.whatever_it_became():
+        with Progress(progress_file(run.root), run.chosen.stages) as page, stop.whatever_it_became():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:

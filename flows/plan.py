@@ -24,7 +24,6 @@ from align.display.console import say, show, show_json
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.locks import locked
 from align.errors import DataError
-from align.model.presets import image_width
 from align.pipeline.estimate import REFUSED
 from flows.checkout.worktree import commit_of, worktree
 from flows.dag import overlap
@@ -121,7 +120,6 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
         for stage, need in needs.items()
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
-    warnings += _export(params) if "pretrain" in runs else []
     if elsewhere := sorted(runs - here):
         figures["elsewhere"] = f"{', '.join(elsewhere)} in work pool {params.values['cluster']['training_pool']}"
     return Plan(
@@ -151,18 +149,6 @@ def _missing(run: RunContext, asked: Sequence[StageState]) -> list[str]:
             what_to_do = f": `dvc checkout {maker}` brings it back, or `dvc pull {maker}` from a remote"
         found.append(f"{name}: {path} does not exist{what_to_do}")
     return found
-
-
-def _export(params: Params) -> list[str]:
-    """What cannot be done with the model afterwards."""
-    model = params.section(ModelConfig)
-    if model.libraries:
-        towers = " and ".join(model.libraries)
-        line = f"transformers' AlignModel cannot hold towers of {towers}; export it for onnx"
-        return [line + (", or for open_clip if it builds this one" if towers == "timm" else "; nor can open_clip")]
-    width = image_width(model)
-    line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
-    return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip or onnx"]
 
 
 def _is_given(params: Params) -> bool:

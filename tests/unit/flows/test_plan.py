@@ -12,7 +12,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.config import Params
-from align.config.params import profile_overrides
 from align.errors import DataError
 from flows import plan as plan_module
 from flows.dag import read_dag, select
@@ -21,7 +20,7 @@ from flows.request import Request
 from flows.run.context import RunContext
 from flows.states import StageState
 from tests.support import three_stages
-from tests.support.params import PARAMS_FILE, load_params
+from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands
 
 
@@ -29,17 +28,6 @@ from tests.support.warm import commands
 def made(tmp_path_factory):
     """A project of three stages."""
     return three_stages.write(tmp_path_factory.mktemp("plan") / "project")
-
-
-def test_a_shape_that_one_format_cannot_hold_is_said_before():
-    (said,) = plan_module._export(load_params(overrides=profile_overrides("cc3m")))
-    assert said.startswith("model.embed_width 640 is not 384") and "open_clip" in said
-    assert plan_module._export(load_params()) == []
-    (said,) = plan_module._export(load_params(overrides=["model.image_tower=timm:test_vit"]))
-    assert "cannot hold towers of timm" in said and said.endswith("or for open_clip if it builds this one")
-    bert = "model.text_tower={config: {model_type: bert}}"
-    (said,) = plan_module._export(load_params(overrides=["model.image_tower=timm:test_vit", bert]))
-    assert "cannot hold towers of timm and transformers" in said and said.endswith("nor can open_clip")
 
 
 def plan_of(root, *found, first=None, counts_memory=False):

@@ -137,11 +137,11 @@ def health(version: Version, tracker: Tracker) -> Gate:
     """
     found: dict[str, str] = {}
     runs = [version.run_id]
-    if _RUN_ID.fullmatch(source := tracker.tags(version.run_id).get("cached_from", "")):
+    if _RUN_ID.fullmatch(source := tracker.run(version.run_id).tags.get("cached_from", "")):
         runs.append(source)
     for run_id in runs:
         try:
-            metrics = tracker.metrics(run_id)
+            metrics = tracker.run(run_id).metrics
         except RefusedError:  # deleted
             continue
         for stage in _TRAINING:

@@ -133,7 +133,7 @@ def tables(reports: Sequence[Path]) -> dict[str, Table]:
 
 def all_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
     """All metrics of a run under MLflow's names: those that MLflow has, and those of its table."""
-    return tracker.metrics(run_id) | {
+    return dict(tracker.run(run_id).metrics) | {
         metric_name(name): value for name, value in table_metrics(tracker, run_id).items()
     }
 

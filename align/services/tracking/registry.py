@@ -55,10 +55,8 @@ class Registry:
         """
         if not self._client.search_registered_models(f"name = '{model}'"):
             self._client.create_registered_model(model)
-        root = self._client.get_run(run_id).info.artifact_uri
-        source = f"{root}/{artifact}"
-        made = self._client.create_model_version(model, source, run_id, dict(tags), description=description)
-        return _version(made)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{artifact}"
+        return _version(self._client.create_model_version(model, source, run_id, dict(tags), description=description))
 
     def describe(self, version: Version, description: str) -> None:
         """Replaces the description of a version."""

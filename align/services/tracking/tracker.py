@@ -290,14 +290,6 @@ class Tracker:
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def metrics(self, run_id: str) -> dict[str, float]:
-        """A run's latest metrics, under MLflow's names."""
-        return dict(self._client.get_run(run_id).data.metrics)
-
-    def tags(self, run_id: str) -> dict[str, str]:
-        """A run's tags."""
-        return dict(self._client.get_run(run_id).data.tags)
-
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:

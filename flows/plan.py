@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+import align
+import flows
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
@@ -28,7 +31,7 @@ from align.pipeline.estimate import REFUSED
 from flows.checkout.worktree import commit_of, worktree
 from flows.dag import overlap
 from flows.request import Request, settled
-from flows.run.context import STATE, RunContext, our_program
+from flows.run.context import STATE, RunContext, child_environment
 from flows.run.supervised import CommandError, run_supervised
 from flows.speeds import TRAINING, UNKNOWN, expected_time
 from flows.states import SHOWN, StageState, read_states
@@ -160,8 +163,11 @@ def _is_given(params: Params) -> bool:
 
 def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
     """What the training stages need, empty if that cannot be told; and what pre-training would refuse of its towers."""
+    # not the program of the same name of a worktree of another revision
+    ours = dict.fromkeys(str(Path(str(package.__file__)).parents[1]) for package in (flows, align))
+    env = child_environment(run) | {"PYTHONPATH": os.pathsep.join(ours)}
+    command = [sys.executable, "-P", "-m", "align.pipeline.estimate"]
     try:
-        command, env = our_program("align.pipeline.estimate", run)
         answer = run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
         found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):

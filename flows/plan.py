@@ -89,13 +89,7 @@ class Plan(BaseModel):
 
 
 def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memory: bool = False) -> Plan:
-    """The plan of a run that is about to begin.
-
-    Args:
-        run: the run.
-        states: of all stages.
-        counts_memory: whether to say what training needs, which takes seconds and torch.
-    """
+    """The plan of a run that is about to begin. What training needs is only counted if asked: it takes seconds."""
     asked = [states[stage.name] for stage in run.chosen.asked]
     before = [states[stage.name] for stage in run.chosen.before]
     params = run.params

@@ -197,14 +197,7 @@ def settled(root: Path, request: Request) -> Settled:
 
 
 def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Settled:
-    """See `settled`.
-
-    Args:
-        root: the checkout.
-        folder: with the params.yaml, the dvc.yaml and the profiles that count.
-        request: as it was given.
-        whole: check all values; False: only those that the request changes.
-    """
+    """See `settled`; `folder` has the params.yaml, dvc.yaml and profiles that count, of which all or some are checked."""
     where = Path(PARAMS_FILE if folder == root else f"{request.ref}:{PARAMS_FILE}")
     profile = profile_overrides(request.profile, folder)
     if odd := [key for key in request.changes() if "=" in key]:

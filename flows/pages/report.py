@@ -21,11 +21,7 @@ MAX_PICTURE_BYTES = 1_000_000
 def report_markdown(report: Path | None, stage: Stage, failure: str | None = None, address: str | None = None) -> str:
     """A stage's report for the UI: the verdict, the main figures, where the whole is, the main plot, then all metrics.
 
-    Args:
-        report: its folder; None: it wrote none.
-        stage: that wrote it.
-        failure: why the stage failed.
-        address: of its report.html.
+    Without a `report` it is only why the stage failed; `address` is that of report.html.
     """
     parts = [f"# {stage.name}", stage.description]
     if failure is not None:

@@ -197,7 +197,7 @@ def settled(root: Path, request: Request) -> Settled:
 
 
 def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Settled:
-    """See `settled`; `folder` has the params.yaml, dvc.yaml and profiles that count, of which all or some are checked."""
+    """See `settled`; `folder` has the params.yaml, the dvc.yaml and the profiles that count."""
     where = Path(PARAMS_FILE if folder == root else f"{request.ref}:{PARAMS_FILE}")
     profile = profile_overrides(request.profile, folder)
     if odd := [key for key in request.changes() if "=" in key]:

@@ -37,14 +37,7 @@ REFUSED = "refused"
 
 
 class Device(NamedTuple):
-    """What this machine trains on.
-
-    Attributes:
-        name: of a GPU, or CPU.
-        num_bytes: memory, of one GPU or of the machine.
-        most: the most ranks that are started, one for each GPU or core.
-        on_gpu: whether it is a GPU.
-    """
+    """What this machine trains on: GPUs with so much memory each, or itself; and the most ranks, one for each of them."""
 
     name: str
     num_bytes: int
@@ -79,15 +72,7 @@ class Estimate(BaseModel):
 
 
 def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: int, on_gpu: bool) -> Estimate:
-    """What a run needs. Imports torch.
-
-    Args:
-        model: its shape.
-        vocab_size: of its tokenizer.
-        recipe: of the run.
-        num_ranks: processes that share a batch, on all machines.
-        on_gpu: whether it is trained on GPUs, where `precision` counts.
-    """
+    """What a run needs whose ranks, on all machines, share a batch. Only on GPUs `precision` counts. Imports torch."""
     import torch
 
     from align.model.dual_encoder import DualEncoder

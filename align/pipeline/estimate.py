@@ -37,7 +37,7 @@ REFUSED = "refused"
 
 
 class Device(NamedTuple):
-    """What this machine trains on: GPUs with so much memory each, or itself; and the most ranks, one for each of them."""
+    """What this machine trains on, a GPU or itself: its memory, and the most ranks that are started."""
 
     name: str
     num_bytes: int

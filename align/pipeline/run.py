@@ -22,11 +22,7 @@ KEEP = "--keep"
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Replaces this process by the flow's, which checks the values.
-
-    Raises:
-        ConfigError: --params is given: a run reads the params.yaml of its checkout.
-    """
+    """Replaces this process by the flow's, which checks the values. Raises as `request`."""
     become("pipeline", request(params, args), *([KEEP] if args.keep else []))
 
 
@@ -34,7 +30,7 @@ def request(params: Params, args: argparse.Namespace) -> str:
     """What a person asks for, as JSON of `flows.request.Request`.
 
     Raises:
-        ConfigError: --params is given.
+        ConfigError: --params is given: a run reads the params.yaml of its checkout.
     """
     if args.params is not None:
         raise ConfigError(f"align {args.verb} reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")

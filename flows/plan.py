@@ -98,7 +98,7 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
     counts = here.intersection(TRAINING) and (counts_memory or _is_given(params))
     needs, wrong = _needs(run) if counts else ({}, None)
     metrics = {key: value for one in states.values() for key, value in one.metrics.items()}
-    figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
+    figures = {"source": str(params.values["paths"].get("archive"))} | _rows(metrics, runs)
     for stage in TRAINING:
         if stage in runs:
             figures |= _training(stage, params, metrics, needs.get(stage) if stage in here else None)
@@ -168,20 +168,6 @@ def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
         return {}, None
     wrong: Any = found.pop(REFUSED, None)
     return found, wrong
-
-
-def _source(root: Path, params: Params) -> str:
-    archive = str(params.values["paths"].get("archive"))
-    if "://" in archive:
-        return f"{archive}, size {UNKNOWN}"
-    path = root / archive
-    if path.is_file():
-        return f"{archive}, {_bytes(path.stat().st_size)}"
-    found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path)[len(path.anchor) :])  # a pattern
-    files = [file for file in found if file.is_file()]
-    if not files and not path.is_dir():
-        return f"{archive}, which does not exist"
-    return f"{archive}, {len(files):,} files of {_bytes(sum(file.stat().st_size for file in files))}"
 
 
 def _rows(metrics: dict[str, float], runs: set[str]) -> dict[str, str]:

@@ -139,20 +139,6 @@ def test_parameters_are_an_upper_bound_until_the_vocabulary_has_its_size(vocab_s
     assert figures["pretrain, model"] == f"{most}2.50 M parameters"
 
 
-@pytest.mark.parametrize(("archive", "said"), [
-    ("a.warc.gz", "a.warc.gz, 10 bytes"),
-    ("crawl", "crawl, 2 files of 30 bytes"),
-    ("crawl/*.warc.gz", "crawl/*.warc.gz, 2 files of 30 bytes"),
-    ("nothing/*.gz", "nothing/*.gz, which does not exist"),
-    ("s3://bucket/*.gz", "s3://bucket/*.gz, size unknown"),
-])  # fmt: skip
-def test_the_source_is_counted_whatever_names_it(tmp_path, archive, said):
-    (tmp_path / "crawl").mkdir()
-    for name, size in (("a.warc.gz", 10), ("crawl/b.warc.gz", 10), ("crawl/c.warc.gz", 20)):
-        (tmp_path / name).write_bytes(bytes(size))
-    assert plan_module._source(tmp_path, Params({"paths": {"archive": archive}}, Path("params.yaml"))) == said
-
-
 def test_no_word_of_a_plan_is_markdown():
     hostile = "![a](http://x/b.png) <img> | [c](http://x)"
     words = {"figures": {"source": hostile}, "warnings": (hostile,), "refused": (hostile,)}

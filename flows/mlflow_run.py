@@ -36,7 +36,7 @@ from align.services.tracking.tracker import (
 from flows.checkout import run_branch
 from flows.dag import Stage
 from flows.run.context import RunContext
-from flows.run.record import leaves_something, note
+from flows.run.record import keep_record, note
 
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
@@ -110,7 +110,7 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun]:
                 tracker.set_tags(run_id, ends)
             tracker.end_run(run_id, status=status)
         except ServiceError as error:
-            leaves_something()
+            keep_record()
             if status == "FINISHED":
                 raise
             get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)

@@ -155,7 +155,7 @@ def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
-        with Progress(progress_file(run.root), run.chosen.stages) as page, stop.whatever_it_became():
+        with Progress(progress_file(run.root), run.chosen.stages) as page, stop.raise_if_stopped():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:
@@ -198,7 +198,7 @@ def exit_code(run: Callable[[], str]) -> int:
         AlignError: the run failed.
     """
     try:
-        with stop.in_order(), stop.whatever_it_became():
+        with stop.in_order(), stop.raise_if_stopped():
             if (url := PREFECT_API_URL.value() or "").startswith(f"http://{HOST}:"):
                 say(f"Prefect at {url.removesuffix('/api')} shows the run; its login is the line in {LOGIN_FILE}")
             summary = run()

@@ -62,7 +62,7 @@ def in_progress(name: str | None = None) -> Iterator[None]:
     )  # fmt: skip
     _HELD[run_id] = hold(root, record)
     try:
-        with stop.whatever_it_became():
+        with stop.raise_if_stopped():
             yield
     except (Pause, Abort) as ended:  # its states in Prefect already say so
         if isinstance(ended, stop.Stopped):
@@ -80,7 +80,7 @@ def note(**values: Any) -> None:
         held.write(**values)
 
 
-def leaves_something() -> None:
+def keep_record() -> None:
     """Keeps the record beyond the end of this run, for `flows.ended`: something could not be ended."""
     if held := _mine():
         held.is_kept = True

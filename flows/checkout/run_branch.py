@@ -21,6 +21,8 @@ from align.services.git import LOCK_FILE, commit_files, git
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
 #: A file's name has at most 255 bytes; git adds `.lock`, and a repeated run its number.
 MAX_NAME_BYTES = 200
+#: How often another run may take the name before us.
+_TRIES = 100
 #: The number that `record` appends. A longer number comes from a person: it is a date.
 _SUFFIX = r"(?:-([2-9]|[1-9]\d{1,3}))?"
 
@@ -91,7 +93,7 @@ def record(root: Path, name: str, message: str) -> Recorded:
     time.
     """
     commit = snapshot(root, message)
-    while True:
+    for tries_left in reversed(range(_TRIES)):
         branches = _branches(root, name)
         for number, tip in sorted(branches.items()):
             if _is_same(root, tip, commit):
@@ -100,10 +102,11 @@ def record(root: Path, name: str, message: str) -> Recorded:
         try:  # the empty string: there must be no such branch yet
             git(root, "update-ref", "--create-reflog", "-m", message, f"refs/heads/run/{new}", commit, "")
         except DataError:
-            if _branches(root, name) == branches:  # else another run took the name before us
+            if not tries_left:
                 raise
-        else:
-            return Recorded(new, commit, is_new=True)
+            continue
+        return Recorded(new, commit, is_new=True)
+    raise AssertionError
 
 
 def _branches(root: Path, name: str) -> dict[int, str]:

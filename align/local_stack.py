@@ -31,6 +31,7 @@ from align.display.visible import visible
 from align.durable.locks import locked, take, tried
 from align.errors import ServiceError
 from align.project.installed import installed
+from align.web import HOST
 
 if TYPE_CHECKING:
     import psutil
@@ -41,7 +42,6 @@ LOGS, LOCKS = Path(".align/logs"), Path(".align/locks")
 LOGIN_FILE = Path(".align/login")
 SEARCH_LOGIN_FILE = Path(".align/login_search")
 READER_LOGIN_FILE = Path(".align/login_reader")
-HOST = "127.0.0.1"
 #: Service -> the variable with its port, the port without it, and where it says that it works.
 PORTS = {
     "prefect": ("ALIGN_PREFECT_PORT", 4200, "/api/health"),

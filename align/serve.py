@@ -26,7 +26,8 @@ from align.formats.shards import MANIFEST, read_manifest
 from align.local_stack import SEARCH_LOGIN_FILE
 from align.services.signing import TRUST, is_required
 from align.services.tracking.address import require_store
-from align.web.guard import HOST, Guard
+from align.web import HOST
+from align.web.guard import Guard
 
 if TYPE_CHECKING:
     from align.lineage.trace.pair_history import RuleResult

@@ -1,7 +1,7 @@
-"""`python -m flows PROGRAM ...`: a program of `flows` at a terminal, such as `pipeline`.
+"""`python -m flows PROGRAM ...`: a program of `flows` at a terminal; `align run`, `plan` and so on become one.
 
-It talks to the server of Prefect that the environment names, or else to the checkout's own, which it starts if nobody
-has. With --keep that server stays.
+All but `plan` talk to the server of Prefect that the environment names, or else to the checkout's own, which is started
+if nobody has. With --keep that server stays.
 """
 
 from __future__ import annotations
@@ -23,24 +23,31 @@ from align.pipeline.run import KEEP
 from flows.checkout.run_branch import check_name
 from flows.request import Request, settled
 
+#: Program -> what it is asked for.
+PROGRAMS = {"pipeline": "REQUEST [--keep]", "plan": "REQUEST [--json]", "study": "STUDY", "ended": "[--quiet]"}
+
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the program's exit code; 1 after one line if Prefect's server does not start."""
+    """Returns the program's exit code, 1 after a line that says what is wrong, or 2 if `argv` names no program."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # until the program says otherwise
-    words = [word for word in argv if word != KEEP]
+    name, *words = [word for word in argv if word != KEEP] or [""]
+    if name not in PROGRAMS or (name != "ended" and not words):
+        for program, asked in PROGRAMS.items():
+            say(f"usage: python -m flows {program} {asked}")
+        return 2
     try:
-        if words[0] == "pipeline":  # a wrong value costs nothing
-            words[1] = _checked(words[1])
+        if name == "pipeline":  # a wrong value costs nothing
+            words[0] = _checked(words[0])
         wait = None
-        asks_prefect = words[0] != "ended" or files(Path.cwd())
+        asks_prefect = name in ("pipeline", "study") or (name == "ended" and files(Path.cwd()))
         if asks_prefect and "PREFECT_API_URL" not in os.environ:
             server = ExitStack()
             atexit.register(server.close)  # after Prefect's threads, which send the last lines
             wait = server.enter_context(prefect_for_a_run(Path.cwd(), keep=KEEP in argv))
-        program = import_module(f"flows.{words[0]}")  # while the server starts
+        program = import_module(f"flows.{name}")  # while the server starts
         if wait:
             wait()
-        return int(program.main(words[1:]))
+        return int(program.main(words))
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

@@ -50,10 +50,6 @@ class Stage:
 def read_dag(root: Path, params: Params | None = None) -> tuple[Stage, ...]:
     """Reads the stages of a checkout, without the one that writes code.yaml; each after those that it reads from.
 
-    Args:
-        root: the checkout.
-        params: its parameters; None: as its params.yaml has them.
-
     Raises:
         ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs, or the parameters
             have other paths than these outs.
@@ -154,13 +150,7 @@ class Selection:
 
 
 def select(stages: Sequence[Stage], only: str = "all", first: str | None = None, last: str | None = None) -> Selection:
-    """The stages that a request names.
-
-    Args:
-        stages: of dvc.yaml, each after those that it reads from.
-        only: `all`, `data`, `training` or `evaluation`.
-        first: from this stage on; None: from the beginning.
-        last: up to this stage; None: to the end.
+    """The stages of a part of the pipeline, from stage `first` and up to stage `last`.
 
     Raises:
         ConfigError: a name is not that of a stage, or the request names no stage that the release needs.

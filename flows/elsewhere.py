@@ -39,7 +39,7 @@ from flows.checkout.run_branch import snapshot
 from flows.checkout.worktree import in_worktree
 from flows.dag import Selection, Stage, is_part, read_dag
 from flows.ended import repair
-from flows.pages.progress import progress
+from flows.pages.progress import Progress
 from flows.request import Request
 from flows.run.context import RunContext, child_environment, log_file, progress_file
 from flows.run.record import end_record, in_progress
@@ -192,6 +192,6 @@ def _run(run: RunContext, code: dict[str, str], log: Callable[[str], None]) -> N
     if other := [stage for stage, digest in code.items() if here.get(stage, "") != digest]:
         raise DataError(f"another align is installed here: its code of stage {other[0]} is not that of the run")
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
-    with progress(progress_file(run.root), run.chosen.stages):
+    with Progress(progress_file(run.root), run.chosen.stages):
         run_stages(run.chosen.stages, run)
     run_supervised(["dvc", "push", "--run-cache", *code], cwd=run.root, env=env, log=log)

@@ -1,7 +1,7 @@
 """`python -m flows ended`: gives runs whose process was killed a true end, and removes old worktrees.
 
 After `kill -9`, a power cut or `make down`, nobody is left to say that a run has ended: flow runs and tasks stay
-Running in Prefect, and a run in MLflow. `make up` calls this, so does each run when it starts, and
+Running in Prefect, and a run in MLflow. `make up` calls this, and so do other workers and each run at their start, and
 `align runs --repair`. Which runs are dead is certain, see `align.durable.run_records`; a live one is never touched.
 What cannot be repaired now because a server does not answer stays recorded.
 """

@@ -13,7 +13,7 @@ from pydantic import Field
 from align.display.visible import fenced_markdown, visible
 from align.errors import without_logins
 from flows.command import command
-from flows.pages.progress import progress, put_markdown
+from flows.pages.progress import Progress, put_markdown
 from flows.request import NO_LOGIN, inside
 from flows.run.record import end_record, in_progress
 from flows.run.supervised import last_line
@@ -48,7 +48,7 @@ def evaluate(
             if not asked.startswith("models:/"):
                 inside(Path.cwd(), asked)
         file = Path(folder) / "progress.json"
-        with progress(file):
+        with Progress(file):
             sets = f"--set=paths.evaluation={json.dumps(suite)}"
             lines = command("evaluate", (f"--model={model}", sets, f"--log={name}"), file)
         put_markdown("summary", "what was measured", fenced_markdown(lines))

@@ -6,7 +6,6 @@ the stages that came from the cache, and why it failed.
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from align.errors import AlignError, ServiceError, without_logins
 from align.local_stack import running_services
 from align.release.registration.shown import headline, log_report, tables
 from align.services.git import resolve
+from align.services.tracking.address import user
 from align.services.tracking.tracker import (
     BRANCH,
     CACHED_STAGES,
@@ -36,7 +36,7 @@ from align.services.tracking.tracker import (
 from flows.checkout import run_branch
 from flows.dag import Stage
 from flows.run.context import RunContext
-from flows.run.record import leaves_something, note
+from flows.run.record import keep_record, note
 
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
@@ -79,18 +79,41 @@ class MlflowRun:
 
 @contextmanager
 def mlflow_run(run: RunContext) -> Iterator[MlflowRun]:
-    """Opens the MLflow run that stages log into while they work, and ends it. A retry of a flow run continues its run.
+    """Opens the MLflow run that stages log into while they work, and ends it: finished, failed or killed.
+
+    A retry of a flow run continues its run.
 
     Raises:
         ServiceError: MLflow is unavailable; nothing was made yet.
     """
-    name = run_branch.next_name(run.root, run.name)
-    experiment = run.params.section(RegisterConfig).experiment
-    with (
-        opened_run(run, experiment, name, known_params(run.params), run.tags) as opened,
-        opened.tracker.watched(opened.run_id),
-    ):
-        yield opened
+    tracker = Tracker(run.mlflow_tracking_uri)
+    name, experiment = run_branch.next_name(run.root, run.name), run.params.section(RegisterConfig).experiment
+    known = known_params(run.params)
+    run_id = _continued(tracker, run, known)
+    if run_id is None:
+        run_id = tracker.start_run(experiment, name, tags={**_tags(run), **run.tags})
+        tracker.log_params(run_id, known)
+    note(mlflow_run=run_id)
+    status: Status = "KILLED"  # by a signal, or in Prefect's UI; a process that is killed comes to no end
+    ends = {ENDED: "cancelled"}
+    server = running_services(run.checkout).get("mlflow", {}).get("url")
+    try:
+        with tracker.watched(run_id):
+            yield MlflowRun(tracker, run_id, experiment, name, server)
+        status, ends = "FINISHED", {}
+    except Exception as error:
+        status, ends = "FAILED", {WHY: _in_a_line(error)}
+        raise
+    finally:
+        try:
+            if ends:
+                tracker.set_tags(run_id, ends)
+            tracker.end_run(run_id, status=status)
+        except ServiceError as error:
+            keep_record()
+            if status == "FINISHED":
+                raise
+            get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
 
 
 def log_stage(stage: Stage, run: RunContext) -> None:
@@ -108,61 +131,14 @@ def log_stage(stage: Stage, run: RunContext) -> None:
         get_run_logger().warning("MLflow does not have the report of %s yet: %s", stage.name, error)
 
 
-@contextmanager
-def opened_run(
-    run: RunContext,
-    experiment: str,
-    name: str,
-    known: Mapping[str, Any],
-    tags: Mapping[str, str],
-) -> Iterator[MlflowRun]:
-    """An MLflow run that this flow starts, and ends: finished, failed or killed.
-
-    Args:
-        run: what the flow works on.
-        experiment: of the run.
-        name: of the run.
-        known: params that it has from its first second on.
-        tags: in addition to those that say who started what, and when.
-    """
-    tracker = Tracker(run.mlflow_tracking_uri)
-    run_id = _continued(tracker, run, known, tags)
-    if run_id is None:
-        run_id = tracker.start_run(experiment, name, tags={**_tags(run), **tags})
-        tracker.log_params(run_id, known)
-    note(mlflow_run=run_id)
-    status: Status = "KILLED"  # by a signal, or in Prefect's UI; a process that is killed comes to no end
-    ends = {ENDED: "cancelled"}
-    try:
-        yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))
-        status, ends = "FINISHED", {}
-    except Exception as error:
-        status, ends = "FAILED", {WHY: _in_a_line(error)}
-        raise
-    finally:
-        try:
-            if ends:
-                tracker.set_tags(run_id, ends)
-            tracker.end_run(run_id, status=status)
-        except ServiceError as error:
-            leaves_something()
-            if status == "FINISHED":
-                raise
-            get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
-
-
 def _in_a_line(error: Exception) -> str:
     said = str(error) if isinstance(error, AlignError) else f"{type(error).__name__}: {error}"
     return without_logins(" ".join(said.split()))[:_MAX_TAG]
 
 
 def _tags(run: RunContext) -> dict[str, str]:
-    try:
-        who = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        who = "unknown"
     return {
-        "mlflow.user": who,
+        "mlflow.user": user(),
         SOURCE: "align run" if runtime.deployment.id is None else f"deployment {runtime.deployment.name}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": resolve(run.root, "HEAD"),
@@ -170,12 +146,12 @@ def _tags(run: RunContext) -> dict[str, str]:
     }
 
 
-def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
+def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> str | None:
     """The run of an earlier attempt of this flow run, if it began with these parameters and tags; it continues."""
     condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
     for earlier in tracker.runs(condition):
         is_same = {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items()
-        if is_same and tags.items() <= earlier.tags.items():  # all runs of a study are of one flow run
+        if is_same and run.tags.items() <= earlier.tags.items():  # all runs of a study are of one flow run
             tracker.resume_run(earlier.run_id)
             return earlier.run_id
     return None

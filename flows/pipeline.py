@@ -6,7 +6,6 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ from prefect.settings import PREFECT_API_URL
 
 from align.display.console import say, show
 from align.display.visible import fenced_markdown
-from align.errors import AlignError
-from align.local_stack import HOST, LOGIN_FILE
+from align.local_stack import LOGIN_FILE
 from align.release.registration.shown import VERDICT
+from align.web import HOST
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
 from flows.checkout.worktree import in_checkout, in_worktree
@@ -30,7 +29,7 @@ from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
 from flows.ended import repair
 from flows.mlflow_run import MlflowRun, mlflow_run
-from flows.pages.progress import Progress, progress, put_markdown
+from flows.pages.progress import Progress, put_markdown
 from flows.pages.summary import summarise
 from flows.plan import make_plan
 from flows.request import Request, Settled, settled
@@ -156,7 +155,7 @@ def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
-        with progress(progress_file(run.root), run.chosen.stages) as page, stop.whatever_it_became():
+        with Progress(progress_file(run.root), run.chosen.stages) as page, stop.raise_if_stopped():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:
@@ -193,15 +192,16 @@ def _stages(run: RunContext, flow: str) -> list[Stage]:
 
 
 def exit_code(run: Callable[[], str]) -> int:
-    """Shows the flow's summary, or its error in one line. Returns 0, 1 after an AlignError, else `stop.exit_code`."""
+    """Shows the flow's summary. Returns 0, or `stop.exit_code` of a run that was ended.
+
+    Raises:
+        AlignError: the run failed.
+    """
     try:
-        with stop.in_order(), stop.whatever_it_became():
+        with stop.in_order(), stop.raise_if_stopped():
             if (url := PREFECT_API_URL.value() or "").startswith(f"http://{HOST}:"):
                 say(f"Prefect at {url.removesuffix('/api')} shows the run; its login is the line in {LOGIN_FILE}")
             summary = run()
-    except AlignError as error:
-        say(f"align: error: {error}")
-        return 1
     except Abort as ended:
         kept = ". Finished stages are cached: the same command goes on from there, training from its checkpoint"
         say(f"align: {ended}{kept if stop.is_stopping() else ''}")
@@ -210,9 +210,7 @@ def exit_code(run: Callable[[], str]) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align run` becomes. Returns its `exit_code`."""
-    parser = argparse.ArgumentParser(prog="align run")
-    parser.add_argument("request", type=Settled.model_validate_json, help="as JSON, checked")
-    request: Settled = parser.parse_args(argv).request
+def main(argv: Sequence[str]) -> int:
+    """The program that `align run` becomes; takes a Settled request as JSON. Returns its `exit_code`."""
+    request = Settled.model_validate_json(argv[0])
     return exit_code(lambda: pipeline.with_options(flow_run_name=str(request.name))(request))

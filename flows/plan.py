@@ -7,7 +7,6 @@ measured by earlier runs of this checkout. For `align plan` another program coun
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -19,19 +18,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+import align
+import flows
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
 from align.display.console import say, show, show_json
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.locks import locked
-from align.errors import AlignError, DataError
-from align.model.presets import image_width
+from align.errors import DataError
 from align.pipeline.estimate import REFUSED
 from flows.checkout.worktree import commit_of, worktree
 from flows.dag import overlap
 from flows.request import Request, settled
-from flows.run.context import STATE, RunContext, our_program
+from flows.run.context import STATE, RunContext, child_environment
 from flows.run.supervised import CommandError, run_supervised
 from flows.speeds import TRAINING, UNKNOWN, expected_time
 from flows.states import SHOWN, StageState, read_states
@@ -89,13 +89,7 @@ class Plan(BaseModel):
 
 
 def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memory: bool = False) -> Plan:
-    """The plan of a run that is about to begin.
-
-    Args:
-        run: the run.
-        states: of all stages.
-        counts_memory: whether to say what training needs, which takes seconds and torch.
-    """
+    """The plan of a run that is about to begin. What training needs is only counted if asked: it takes seconds."""
     asked = [states[stage.name] for stage in run.chosen.asked]
     before = [states[stage.name] for stage in run.chosen.before]
     params = run.params
@@ -104,7 +98,7 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
     counts = here.intersection(TRAINING) and (counts_memory or _is_given(params))
     needs, wrong = _needs(run) if counts else ({}, None)
     metrics = {key: value for one in states.values() for key, value in one.metrics.items()}
-    figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
+    figures = {"source": str(params.values["paths"].get("archive"))} | _rows(metrics, runs)
     for stage in TRAINING:
         if stage in runs:
             figures |= _training(stage, params, metrics, needs.get(stage) if stage in here else None)
@@ -123,7 +117,6 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
         for stage, need in needs.items()
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
-    warnings += _export(params) if "pretrain" in runs else []
     if elsewhere := sorted(runs - here):
         figures["elsewhere"] = f"{', '.join(elsewhere)} in work pool {params.values['cluster']['training_pool']}"
     return Plan(
@@ -155,18 +148,6 @@ def _missing(run: RunContext, asked: Sequence[StageState]) -> list[str]:
     return found
 
 
-def _export(params: Params) -> list[str]:
-    """What cannot be done with the model afterwards."""
-    model = params.section(ModelConfig)
-    if model.libraries:
-        towers = " and ".join(model.libraries)
-        line = f"transformers' AlignModel cannot hold towers of {towers}; export it for onnx"
-        return [line + (", or for open_clip if it builds this one" if towers == "timm" else "; nor can open_clip")]
-    width = image_width(model)
-    line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
-    return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip or onnx"]
-
-
 def _is_given(params: Params) -> bool:
     """Whether towers or a tokenizer come from elsewhere, which training may refuse."""
     recipe = params.values["pretrain"]
@@ -176,28 +157,17 @@ def _is_given(params: Params) -> bool:
 
 def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
     """What the training stages need, empty if that cannot be told; and what pre-training would refuse of its towers."""
+    # not the program of the same name of a worktree of another revision
+    ours = dict.fromkeys(str(Path(str(package.__file__)).parents[1]) for package in (flows, align))
+    env = child_environment(run) | {"PYTHONPATH": os.pathsep.join(ours)}
+    command = [sys.executable, "-P", "-m", "align.pipeline.estimate"]
     try:
-        command, env = our_program("align.pipeline.estimate", run)
         answer = run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
         found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):
         return {}, None
     wrong: Any = found.pop(REFUSED, None)
     return found, wrong
-
-
-def _source(root: Path, params: Params) -> str:
-    archive = str(params.values["paths"].get("archive"))
-    if "://" in archive:
-        return f"{archive}, size {UNKNOWN}"
-    path = root / archive
-    if path.is_file():
-        return f"{archive}, {_bytes(path.stat().st_size)}"
-    found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path)[len(path.anchor) :])  # a pattern
-    files = [file for file in found if file.is_file()]
-    if not files and not path.is_dir():
-        return f"{archive}, which does not exist"
-    return f"{archive}, {len(files):,} files of {_bytes(sum(file.stat().st_size for file in files))}"
 
 
 def _rows(metrics: dict[str, float], runs: set[str]) -> dict[str, str]:
@@ -263,30 +233,15 @@ def _checkout(root: Path, request: Request) -> Iterator[Path]:
         yield path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align plan` becomes. Returns 0, or 1 if there is no plan. A plan may say "cannot work"."""
-    parser = argparse.ArgumentParser(prog="align plan")
-    parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str]) -> int:
+    """The program that `align plan` becomes; takes a request as JSON. Returns 0, also if the run cannot work."""
     root = Path.cwd()
-    try:
-        request = settled(root, args.request)
-        with _checkout(root, request) as path:
-            run = RunContext(root=path, checkout=root, name=request.name or "").with_stages(request)
-            plan = make_plan(run, read_states(run), counts_memory=True)
-        if args.json:
-            show_json(plan.model_dump_json(indent=2))
-        else:
-            show(*plan.text().split("\n"))
-    except AlignError as error:
-        say(f"align: error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("align: interrupted")
-        return 130
+    request = settled(root, Request.model_validate_json(argv[0]))
+    with _checkout(root, request) as path:
+        run = RunContext(root=path, checkout=root, name=request.name or "").with_stages(request)
+        plan = make_plan(run, read_states(run), counts_memory=True)
+    if "--json" in argv:
+        show_json(plan.model_dump_json(indent=2))
+    else:
+        show(*plan.text().split("\n"))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,9 +15,8 @@ from pydantic.json_schema import SkipJsonSchema
 from align.config import load_params
 from align.config.checks import require_valid, wrong_parameters
 from align.config.infrastructure import Pool
-from align.config.params import DEMO, PARAMS_FILE, PROFILES, Params, chosen_values, profile_names, profile_overrides
+from align.config.params import DEMO, PARAMS_FILE, PROFILES, chosen_values, profile_names, profile_overrides
 from align.config.paths import require_inside
-from align.config.sections import SECTIONS
 from align.errors import LOGIN, ConfigError, DataError
 from align.filter.rules import RULES
 from align.project.declared import DVC_FILE
@@ -25,20 +24,11 @@ from align.services.git import git, resolve
 from align.verbs import STAGES
 from flows.dag import Selection, Stage, read_dag, select
 
-#: A file's name has at most 255 bytes; git adds `.lock`, and a repeated run its number.
-MAX_NAME_BYTES = 200
-#: What `flows.checkout.run_branch.check_name` asks of a run's name, as far as a pattern of JSON Schema can say it.
-NAME = (
-    r"^(?![-/.])(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)|[/.]$))"
-    rf"[^\x00-\x20\x7f~^:?*\[\\]{{1,{MAX_NAME_BYTES}}}(?![\s\S])"
-)
 _LOGIN = {"type": "string", "pattern": LOGIN}
 #: For JSON Schema: no address with a login. Prefect's server refuses such a value before it records it.
 NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
-#: The same for all values of `overrides`, of which there are not so many that checking them takes long.
-OVERRIDES: dict[str, Any] = {"maxProperties": 300, "patternProperties": {"": {"maxItems": 1000} | NO_LOGIN}}
-#: The most characters of all values, as JSON: reading 30,000 takes a second.
-MAX_CHARACTERS = 50_000
+#: The same for all values of a mapping.
+NO_LOGINS = {"patternProperties": {"": NO_LOGIN}}
 
 #: Fields of the form that stand for one parameter each: what people change most.
 SHORTCUTS = {
@@ -61,8 +51,10 @@ def _shown(schema: dict[str, Any]) -> None:
         field["position"] = position
         if field.get("default", "") is None:
             del field["default"]
-    name = {"type": ["string", "null"], "pattern": f"^$|{NAME}"} | NO_LOGIN
-    schema["patternProperties"] = {"^name$": name, "^tags$": {"type": "object"}}
+    schema["patternProperties"] = {
+        "^name$": {"type": ["string", "null"]} | NO_LOGIN,
+        "^tags$": {"type": "object"},
+    }
 
 
 class Request(BaseModel):
@@ -129,7 +121,7 @@ class Request(BaseModel):
         default_factory=dict,
         title="More parameters",
         description='Any parameter of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
-        json_schema_extra=OVERRIDES,
+        json_schema_extra=NO_LOGINS,
     )
     snapshot_dirty: bool = Field(
         default=False,
@@ -181,9 +173,9 @@ class Settled(Request):
 def settled(root: Path, request: Request) -> Settled:
     """The request with every value that it changes in `overrides`, after all of them are checked, once.
 
-    The values are checked together with the params.yaml and the profiles of the revision, before anything is made.
-    Equal values are written equally, so that equal requests are one run: 1 is 1.0 if the section wants a float. A
-    revision with other sections than those here is left out, since nobody knows their types.
+    The values are checked together with the params.yaml and the profiles of the revision, before anything is made. Of
+    a revision with other sections than those here, whose types nobody knows, only the changed values are. Equal values
+    are written equally, so that equal requests are one run.
 
     Raises:
         ConfigError: the message names section and key; or there is no such profile or stage.
@@ -205,25 +197,12 @@ def settled(root: Path, request: Request) -> Settled:
 
 
 def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Settled:
-    """See `settled`.
-
-    Args:
-        root: the checkout.
-        folder: with the params.yaml, the dvc.yaml and the profiles that count.
-        request: as it was given.
-        whole: check all values; False: only those that the request changes.
-    """
+    """See `settled`; `folder` has the params.yaml, the dvc.yaml and the profiles that count."""
     where = Path(PARAMS_FILE if folder == root else f"{request.ref}:{PARAMS_FILE}")
     profile = profile_overrides(request.profile, folder)
     if odd := [key for key in request.changes() if "=" in key]:
         raise ConfigError(f"overrides: '{odd[0]}' is not the name of a parameter; expected section.key")
-    try:
-        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in request.changes().items()}
-    except (RecursionError, ValueError):
-        raise ConfigError("overrides: a value is nested too deeply, or has a number of too many digits") from None
-    if (size := sum(map(len, texts.values()))) > MAX_CHARACTERS:
-        raise ConfigError(f"overrides: the values have {size:,} characters, above {MAX_CHARACTERS:,}")
-    typed = [f"{key}={text}" for key, text in texts.items()]
+    typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in request.changes().items()]
     try:
         params = replace(load_params(folder / PARAMS_FILE, [*profile, *typed]), source=where)
     except ConfigError as error:
@@ -231,7 +210,6 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Sett
     changed = chosen_values(params, [*profile, *typed])
     if whole:
         require_valid(params, RULES)
-        changed = {key: _typed(params, key, value) for key, value in changed.items()}
     elif wrong := {key: line for key, line in wrong_parameters(params, RULES).items() if _concerns(key, changed)}:
         raise ConfigError(f"{where}: {next(iter(wrong.values()))}")
     policy = "paths.policy"
@@ -240,29 +218,16 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Sett
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
     request.select(read_dag(folder, params))
-    return Settled(**request.model_dump(exclude={"profile", "overrides", *SHORTCUTS}), overrides=changed)
+    return Settled(**request.model_dump(exclude={"profile", "overrides", *SHORTCUTS}), overrides=_plain(changed))
 
 
-def _typed(params: Params, key: str, value: Any) -> Any:
-    """A value of `params`, which are valid, as the type that its section declares."""
-    section, *rest = key.split(".")
-    found: Any = params.section(SECTIONS[section]).model_dump(by_alias=True)
-    for part in rest:
-        if not isinstance(found, dict) or part not in found:  # the section turns it into something else
-            return value
-        found = found[part]
-    return _as(value, found)
-
-
-def _as(value: Any, typed: Any) -> Any:
-    """`value` with the numbers of `typed`, which a section made of it, wherever they are equal."""
-    if isinstance(value, dict) and isinstance(typed, dict):
-        return {key: _as(item, typed.get(key)) for key, item in value.items()}
-    if isinstance(value, list) and isinstance(typed, list | tuple) and len(value) == len(typed):
-        return [_as(item, other) for item, other in zip(value, typed, strict=True)]
-    if isinstance(value, int | float) and isinstance(typed, float) and value == typed:
-        return typed + 0.0  # -0.0 is 0.0
-    return value
+def _plain(value: Any) -> Any:
+    """The value with each number that is whole written as one: 1.0 is 1, which a section takes for either."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _concerns(key: str, changed: Iterable[str]) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from align.display.visible import fenced_markdown, visible
 from flows.command import command
+from flows.pages.progress import put_markdown
 from flows.request import NO_LOGIN
 from flows.run.record import end_record, in_progress
 from flows.run.supervised import last_line
@@ -27,5 +27,5 @@ def rollback(why: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     """
     with in_progress():
         lines = command("rollback", (f"--why={visible(why)}",))  # it may begin with a dash
-        create_markdown_artifact(fenced_markdown(lines), key="rollback", description="align rollback")
+        put_markdown("rollback", "align rollback", fenced_markdown(lines))
         return last_line(lines)

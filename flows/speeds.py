@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.config import Params
 from align.display.console import duration
 from align.durable.files import write_text
 from align.errors import AlignError
@@ -54,21 +52,11 @@ def keep_speeds(run: RunContext, since: float) -> None:
             write_text(run.checkout / SPEEDS / f"{stage}.json", speed.model_dump_json())
 
 
-def read_speeds(checkout: Path) -> dict[str, Speed]:
-    """Stage -> what was measured the last time; a damaged file counts as missing."""
-    speeds = {}
-    for file in sorted((checkout / SPEEDS).glob("*.json")):
-        with suppress(OSError, ValidationError):
-            speeds[file.stem] = Speed.model_validate_json(file.read_bytes())
-    return speeds
-
-
 def expected_time(run: RunContext, stages: Collection[str]) -> str:
     """The time that these stages of the run will take, in words."""
     if not stages:
         return "none: no stage is stale"
-    speeds = read_speeds(run.checkout)
-    found = {stage: _seconds(stage, run.params, speeds.get(stage)) for stage in sorted(stages)}
+    found = {stage: _seconds(run, stage) for stage in sorted(stages)}
     known = [seconds for seconds in found.values() if seconds is not None]
     unknown = [stage for stage, seconds in found.items() if seconds is None]
     if not known:
@@ -77,12 +65,14 @@ def expected_time(run: RunContext, stages: Collection[str]) -> str:
     return f"about {duration(sum(known))} by the last measured speeds{more}"
 
 
-def _seconds(stage: str, params: Params, speed: Speed | None) -> float | None:
-    if speed is None:
+def _seconds(run: RunContext, stage: str) -> float | None:
+    try:
+        speed = Speed.model_validate_json((run.checkout / SPEEDS / f"{stage}.json").read_bytes())
+    except (OSError, ValidationError):  # never measured, or damaged
         return None
     if stage not in TRAINING:
         return speed.wall_s
-    if not speed.pairs_per_s or speed.model != params.values.get("model"):
+    if not speed.pairs_per_s or speed.model != run.params.values.get("model"):
         return None
-    recipe = params.values[stage]
+    recipe = run.params.values[stage]
     return float(recipe["num_steps"] * recipe["batch_size"] / speed.pairs_per_s)

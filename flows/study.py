@@ -6,7 +6,6 @@ work one after another: training takes all cores.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from flows.checkout.worktree import commit_of
 from flows.dag import EVALUATE
 from flows.pages.progress import put_markdown
 from flows.pipeline import exit_code, pipeline
-from flows.request import NO_LOGIN, Request, inside, settled
+from flows.request import NO_LOGIN, NO_LOGINS, Request, inside, settled
 from flows.run.record import end_record, in_progress
 
 STUDIES = Path("infra/studies")
@@ -41,7 +40,7 @@ STUDIES = Path("infra/studies")
 def study(
     study: Annotated[str, Field(max_length=1000, json_schema_extra=NO_LOGIN)] = "paper",
     profile: Annotated[str, Field(json_schema_extra={"enum": [DEMO, *profile_names()]})] = DEMO,
-    overrides: Annotated[dict[str, Any], Field(json_schema_extra={"patternProperties": {"": NO_LOGIN}})] = {},  # noqa: B006  # nobody changes it, and the form shows it
+    overrides: Annotated[dict[str, Any], Field(json_schema_extra=NO_LOGINS)] = {},  # noqa: B006  # nobody changes it, and the form shows it
 ) -> str:
     """Runs the arms of a study with each seed, and compares them with its first arm.
 
@@ -116,9 +115,6 @@ def _run(root: Path, tracker: Tracker, request: Request) -> TrackedRun:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align study` becomes. Returns its `exit_code`."""
-    parser = argparse.ArgumentParser(prog="align study")
-    parser.add_argument("asked", type=json.loads, help="as JSON")
-    asked: dict[str, Any] = parser.parse_args(argv).asked
-    return exit_code(lambda: study(**asked))
+def main(argv: Sequence[str]) -> int:
+    """The program that `align study` becomes; takes the flow's arguments as JSON. Returns its `exit_code`."""
+    return exit_code(lambda: study(**json.loads(argv[0])))

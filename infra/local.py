@@ -29,7 +29,6 @@ from align.config.params import PARAMS_FILE
 from align.config.release import RegisterConfig
 from align.errors import AlignError, ServiceError
 from align.local_stack import (
-    HOST,
     LOGIN_FILE,
     LOGS,
     PORTS,
@@ -44,6 +43,7 @@ from align.local_stack import (
     save,
 )
 from align.services.tracking.tracked_run import TRAINING, runs_address
+from align.web import HOST
 from align.web.connections import shorten
 
 POOL = WORKER = "local"

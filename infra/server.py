@@ -24,7 +24,8 @@ from typing import Any
 from align.local_stack import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services.tracking.address import WHO
 from align.services.tracking.database import artifacts_beside, make_private, require_here, require_whole
-from align.web.guard import HOST, App, Guard, Receive, Scope, Send
+from align.web import HOST
+from align.web.guard import App, Guard, Receive, Scope, Send
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"

@@ -63,11 +63,6 @@ def scaled(channels: int, scale: ImageTowerShape) -> int:
     return nearest + 8 if nearest < 0.9 * wanted else nearest
 
 
-def image_width(config: ModelConfig) -> int:
-    """Channels of the image tower's features, without building it."""
-    return scaled(320, image_shape(config))
-
-
 def text_shape(config: ModelConfig) -> TextTowerShape:
     """The sizes of the text tower, which the config names or gives. Raises DataError: it is of transformers."""
     tower = config.text_tower

@@ -31,12 +31,7 @@ _OF_RECIPE = {"image_px", "resize_px", "stochastic_depth"}
 def blend(models: Sequence[Path], alpha: float, out: Path, *, shards: Path, store: StoreConfig) -> None:
     """Writes a model folder; at 0 and 1 with the weights of A or B as they are, statistics included.
 
-    Args:
-        models: the folders A and B; the picture size is B's.
-        alpha: the share of B.
-        out: an existing folder.
-        shards: whose training pictures the statistics are of; `store` has tars that are not there.
-        store: see `shards`.
+    The picture size is B's, and the statistics are of the shards' training pictures.
 
     Raises:
         DataError: they have other shapes or tokenizers, or the shards have smaller pictures than the model.

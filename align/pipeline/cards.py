@@ -9,7 +9,6 @@ bytes do, whichever is longer. The rest of this module's numbers are assumed.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from typing import Any, NamedTuple
@@ -18,12 +17,12 @@ import torch
 
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
-from align.config.model import Checkpointing, Locked, ModelConfig
-from align.config.recipe import FinetuneConfig, PretrainConfig
+from align.config.model import ModelConfig
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.display.console import duration, show, show_json
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
-from align.pipeline.estimate import compiles, count, estimate
+from align.pipeline.estimate import compiles, estimate
 from align.pipeline.work import Work
 
 
@@ -61,21 +60,18 @@ def card_named(text: str) -> Card | None:
     return next((card for name, card in CARDS.items() if words.issuperset(name.split())), None)
 
 
-@functools.cache
-def _step(
-    config: ModelConfig, vocab_size: int, how: tuple[Checkpointing, Locked, torch.dtype, bool], pairs: int, again: bool
-) -> Work:
-    """Of so many pairs whose texts have the most tokens; `again`: with the first forward pass of `micro_batch`."""
-    checkpointing, locked, kind, compiled = how
-    work = Work(compiled=compiled)
+def _step(config: ModelConfig, vocab_size: int, recipe: Recipe, pairs: int) -> Work:
+    """Of so many pairs whose texts have the most tokens; with the first forward pass of `micro_batch`."""
+    kind = torch.float32 if recipe.precision == "float32" else torch.bfloat16
+    work = Work(compiled=compiles(recipe, on_gpu=True))
     with torch.device("meta"):
         model = DualEncoder(config, vocab_size).train().to(kind)
-        model.lock(locked)
-        model.gradient_checkpointing = checkpointing
+        model.lock(recipe.locked)
+        model.gradient_checkpointing = recipe.gradient_checkpointing
         pixels = torch.zeros(pairs, 3, config.image_px, config.image_px, dtype=kind)
         ids = torch.zeros(pairs, config.max_tokens, dtype=torch.int64)
         with work:
-            for last in (False, True) if again else (True,):
+            for last in (True,) if recipe.micro_batch is None else (False, True):
                 with torch.set_grad_enabled(last):
                     images = model.encode_image(pixels.to(memory_format=torch.channels_last))
                     texts = model.text_projection(model.text_features(ids, None))
@@ -98,13 +94,12 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
         config = recipe.trained(params.section(ModelConfig))
         if wrong := recipe.against(config, 1, num_cards):
             raise ConfigError(wrong)
-        need = estimate(count(config, vocab_size, recipe, on_gpu=True), recipe, num_ranks=num_cards)
-        pairs, half = need.pairs_at_a_time, recipe.precision != "float32"
-        kind = torch.bfloat16 if half else torch.float32
-        how = recipe.gradient_checkpointing, recipe.locked, kind, compiles(recipe, on_gpu=True)
-        work = _step(config, vocab_size, how, pairs, recipe.micro_batch is not None)
+        need = estimate(config, vocab_size, recipe, num_ranks=num_cards, on_gpu=True)
+        pairs = need.pairs_at_a_time
+        work = _step(config, vocab_size, recipe, pairs)
         num_pairs = recipe.num_steps * recipe.batch_size
-        taken_s = num_pairs / num_cards / pairs * seconds(work, card, 1.0 if half else 0.5)  # TF32's peak is half
+        share_of_peak = 0.5 if recipe.precision == "float32" else 1.0  # TF32's is half
+        taken_s = num_pairs / num_cards / pairs * seconds(work, card, share_of_peak)
         decoding_s = num_pairs / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2
         found[recipe.section] = {
             "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,

@@ -11,7 +11,6 @@ This is not in align/training, so that no edit here makes a training stale.
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from align.config import Params, load_params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.infrastructure import ClusterConfig
-from align.config.model import Checkpointing, Locked, ModelConfig
+from align.config.model import ModelConfig
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe, even_ranks
 from align.display.console import show_json
 from align.durable.cores import cores
@@ -37,32 +36,8 @@ _FEWEST_WORDS = 8
 REFUSED = "refused"
 
 
-class Counted(BaseModel):
-    """What was counted of a model.
-
-    Attributes:
-        num_parameters: of both towers.
-        num_trained: those that a run changes.
-        num_in_matrices: those of them that Muon steps.
-        activation_bytes_per_pair: see `Estimate`.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    num_parameters: int
-    num_trained: int
-    num_in_matrices: int
-    activation_bytes_per_pair: int
-
-
 class Device(NamedTuple):
-    """What this machine trains on.
-
-    Attributes:
-        name: of a GPU, or CPU.
-        num_bytes: memory, of one GPU or of the machine.
-        most: the most ranks that are started, one for each GPU or core.
-        on_gpu: whether it is a GPU.
-    """
+    """What this machine trains on, a GPU or itself: its memory, and the most ranks that are started."""
 
     name: str
     num_bytes: int
@@ -96,41 +71,44 @@ class Estimate(BaseModel):
         return self.state_bytes + self.pairs_at_a_time * self.activation_bytes_per_pair
 
 
-def count(model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
-    """Counts what a model holds. Imports torch.
+def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: int, on_gpu: bool) -> Estimate:
+    """What a run needs whose ranks, on all machines, share a batch. Only on GPUs `precision` counts. Imports torch."""
+    import torch
 
-    Args:
-        model: its shape.
-        vocab_size: of its tokenizer.
-        recipe: that trains it.
-        on_gpu: whether it is trained on GPUs, where `precision` counts.
-    """
-    half, compiled = on_gpu and recipe.precision != "float32", compiles(recipe, on_gpu=on_gpu)
-    return _towers(recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half, compiled)
+    from align.model.dual_encoder import DualEncoder
+    from align.pipeline.work import Work
+    from align.training.muon import layer_matrices
 
-
-def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
-    """What a run needs.
-
-    Args:
-        counted: of its model.
-        recipe: of the run.
-        num_ranks: processes that share a batch, on all machines.
-    """
-    num_parameters, num_trained = counted.num_parameters, counted.num_trained
-    share = -(-recipe.batch_size // num_ranks)
-    parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]
+    config, kind = recipe.trained(model), torch.float32
+    with torch.device("meta"):
+        towers = DualEncoder(config, vocab_size).train()
+        towers.lock(recipe.locked)
+        towers.gradient_checkpointing = recipe.gradient_checkpointing
+        if on_gpu and recipe.precision != "float32":
+            kind = torch.bfloat16
+            towers.to(kind)
+        num_parameters = sum(weight.numel() for weight in towers.parameters())
+        num_trained = sum(weight.numel() for weight in towers.parameters() if weight.requires_grad)
+        num_in_matrices = sum(weight.numel() for weight in layer_matrices(towers) if weight.requires_grad)
+        size, samples = config.image_px, config.batch_norm_group
+        pixels = torch.zeros(samples, 3, size, size, dtype=kind)
+        ids = torch.zeros(samples, config.max_tokens, dtype=torch.int64)
+        with Work(compiled=compiles(recipe, on_gpu=on_gpu)) as work:
+            images = towers.encode_image(pixels)
+            texts = towers.text_projection(towers.text_features(ids, None))
+    assert images.requires_grad or recipe.locked == "image"  # whose projection may be none
+    assert texts.requires_grad
     kept = num_parameters + num_trained * _MOMENTS
-    kept -= counted.num_in_matrices * (recipe.optimiser == "muon")
+    if recipe.optimiser == "muon":
+        kept -= num_in_matrices
     state = (kept + num_trained * _GRADIENTS) * _FLOAT32
-    if recipe.shard_weights:
-        state //= num_ranks
+    share = -(-recipe.batch_size // num_ranks)
     return Estimate(
         num_parameters=num_parameters,
         num_ranks=num_ranks,
-        state_bytes=state,
-        activation_bytes_per_pair=counted.activation_bytes_per_pair,
-        pairs_at_a_time=min(parts),
+        state_bytes=state // num_ranks if recipe.shard_weights else state,
+        activation_bytes_per_pair=work.kept_bytes // samples,
+        pairs_at_a_time=min(share, recipe.micro_batch or share),
         checkpoint_bytes=kept * _FLOAT32,
     )
 
@@ -140,42 +118,6 @@ def compiles(recipe: Recipe, *, on_gpu: bool) -> bool:
     return on_gpu if recipe.compile is None else recipe.compile
 
 
-@functools.cache
-def _towers(
-    config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, locked: Locked, half: bool, compiled: bool
-) -> Counted:
-    import torch
-
-    from align.model.dual_encoder import DualEncoder
-    from align.pipeline.work import Work
-    from align.training.muon import layer_matrices
-
-    with torch.device("meta"):
-        model = DualEncoder(config, vocab_size).train()
-        model.lock(locked)
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        num_in_matrices = sum(weight.numel() for weight in layer_matrices(model) if weight.requires_grad)
-        model.gradient_checkpointing = checkpointing
-        if half:
-            model.to(torch.bfloat16)
-        size, samples = config.image_px, config.batch_norm_group
-        kind = torch.bfloat16 if half else torch.float32
-        pixels = torch.zeros(samples, 3, size, size, dtype=kind)
-        ids = torch.zeros(samples, config.max_tokens, dtype=torch.int64)
-        with Work(compiled=compiled) as work:
-            images = model.encode_image(pixels)
-            texts = model.text_projection(model.text_features(ids, None))
-    assert images.requires_grad or locked == "image"  # whose projection may be none
-    assert texts.requires_grad
-    return Counted(
-        num_parameters=num_parameters,
-        num_trained=num_trained,
-        num_in_matrices=num_in_matrices,
-        activation_bytes_per_pair=work.kept_bytes // samples,
-    )
-
-
 def needs(params: Params, device: Device) -> dict[str, dict[str, Any]]:
     """`stage -> {..., "rank_bytes", "kept_bytes", "available_bytes", "device"}` of the training stages on this machine.
 
@@ -183,12 +125,12 @@ def needs(params: Params, device: Device) -> dict[str, dict[str, Any]]:
         AlignError: what training would say of a tower, or of a given tokenizer.
     """
     model, num_nodes = params.section(ModelConfig), params.section(ClusterConfig).num_nodes
-    vocab_size = _vocab_size(params)
+    words = params.section(FitTokenizerConfig)
+    vocab_size = given_tokenizer(words.given).get_vocab_size() if words.given else words.vocab_size  # the most
     found = {}
     for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
         local = recipe.num_processes or even_ranks(recipe.batch_size // num_nodes, model.batch_norm_group, device.most)
-        counted = count(model, vocab_size, recipe, on_gpu=device.on_gpu)
-        one = estimate(counted, recipe, num_ranks=local * num_nodes)
+        one = estimate(model, vocab_size, recipe, num_ranks=local * num_nodes, on_gpu=device.on_gpu)
         found[recipe.section] = one.model_dump() | {
             "rank_bytes": one.rank_bytes,
             "kept_bytes": one.checkpoint_bytes * (recipe.keep_checkpoints + 1),  # one more while it is written
@@ -196,12 +138,6 @@ def needs(params: Params, device: Device) -> dict[str, dict[str, Any]]:
             "device": device.name,
         }
     return found
-
-
-def _vocab_size(params: Params) -> int:
-    """Of the given tokenizer, or the most that is learned."""
-    config = params.section(FitTokenizerConfig)
-    return given_tokenizer(config.given).get_vocab_size() if config.given else config.vocab_size
 
 
 def _require_towers(params: Params) -> None:

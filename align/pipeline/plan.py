@@ -22,4 +22,4 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
         cards.main(params, args.cards, args.price, as_json=args.json)
         return
-    run.become("flows.plan", run.request(params, args), *(["--json"] if args.json else []))
+    run.become("plan", run.request(params, args), *(["--json"] if args.json else []))

@@ -22,19 +22,15 @@ KEEP = "--keep"
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Replaces this process by the flow's, which checks the values.
-
-    Raises:
-        ConfigError: --params is given: a run reads the params.yaml of its checkout.
-    """
-    become("flows", "pipeline", request(params, args), *([KEEP] if args.keep else []))
+    """Replaces this process by the flow's, which checks the values. Raises as `request`."""
+    become("pipeline", request(params, args), *([KEEP] if args.keep else []))
 
 
 def request(params: Params, args: argparse.Namespace) -> str:
     """What a person asks for, as JSON of `flows.request.Request`.
 
     Raises:
-        ConfigError: --params is given.
+        ConfigError: --params is given: a run reads the params.yaml of its checkout.
     """
     if args.params is not None:
         raise ConfigError(f"align {args.verb} reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
@@ -43,7 +39,7 @@ def request(params: Params, args: argparse.Namespace) -> str:
     return json.dumps(asked | {"overrides": chosen_values(params, args.overrides)}, default=str)
 
 
-def become(module: str, *arguments: str) -> NoReturn:
+def become(program: str, *arguments: str) -> NoReturn:
     """Replaces this process by a program of `flows`, in the environment of flows."""
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-m", "flows", program, *arguments]
     os.execve(command[0], command, flow_environment(Path.cwd()))

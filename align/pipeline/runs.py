@@ -17,7 +17,7 @@ from align.config import Params
 from align.config.infrastructure import HealthConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json
-from align.errors import ConfigError
+from align.errors import ConfigError, without_logins
 from align.lineage.runs.listing import Runs, as_json, list_lines, one_lines
 from align.lineage.runs.tables import params_table
 from align.local_stack import running_services
@@ -35,15 +35,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.repair:
         if args.what or args.json:
             raise ConfigError("align runs --repair: repairs all that is dead; it takes no other words")
-        become("flows", "ended")
+        become("ended")
     if args.what == "show" and len(args.names) != 1:
         raise ConfigError("align runs show: name one run, as align runs lists it")
     if args.last < 1:
         raise ConfigError(f"--last {args.last}: expected 1 or more")
-    _list(params, args)
-
-
-def _list(params: Params, args: argparse.Namespace) -> None:
     root = Path.cwd()
     runs, pages = Runs(root, params.section(HealthConfig)), _pages(root)
     found = runs.named(args.names[0]) if args.what == "show" else runs.listed()
@@ -67,8 +63,6 @@ def _list(params: Params, args: argparse.Namespace) -> None:
 
 def _pages(root: Path) -> dict[str, str]:
     """The addresses of the UIs, of servers that run here or that the environment names; without logins."""
-    from align.errors import without_logins
-
     pages = {name: service["url"] for name, service in running_services(root).items() if "url" in service}
     for name, variable in (("prefect", "PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
         if (url := os.environ.get(variable, "")).startswith("http"):

@@ -25,4 +25,4 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("align study reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
     read_study(args.study)
     asked = {"study": str(args.study), "profile": args.profile or DEMO, "overrides": chosen_values(params, args.typed)}
-    become("flows", "study", json.dumps(asked, default=str))
+    become("study", json.dumps(asked, default=str))

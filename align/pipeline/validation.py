@@ -39,14 +39,7 @@ _PICTURES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class SetValidation:
-    """See `align.training.validation.Validation`. Each rank reads the sets itself.
-
-    Attributes:
-        names: of the sets.
-        evaluation: where they are; `store` has files that a suite names.
-        store: see `evaluation`.
-        config: section `evaluate`: the intervals, and another picture size.
-    """
+    """See `align.training.validation.Validation`. Each rank reads the sets itself, from where section `paths` says."""
 
     names: tuple[str, ...]
     evaluation: Path

@@ -30,14 +30,10 @@ _POINTWISE = frozenset({"_to_copy", "constant_pad_nd"})
 class Work(TorchDispatchMode):
     """Counts what is dispatched within it; views cost nothing and are left out.
 
-    As torch.compile computes, an element-wise operation takes place where its result is read, out of what lies in
-    memory. Convolutions and products need what they read in memory, and sums over the same values share a pass.
+    `compiled`: as torch.compile computes, an element-wise operation takes place where its result is read, out of what
+    lies in memory. Convolutions and products need what they read in memory, and sums over the same values share a pass.
 
-    Args:
-        compiled: counts so.
-
-    Attributes:
-        done: name, floating-point operations, and bytes read and written, of each operation.
+    `done` has the name, the floating-point operations, and the bytes read and written, of each operation.
     """
 
     def __init__(self, *, compiled: bool = False) -> None:

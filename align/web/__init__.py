@@ -9,3 +9,6 @@ connections    bounds of its connections, in number and in time
 What a request may reach or cost comes in, whoever sends it. What to ask and when is in `ingest/download` and
 `services/files`, and what a server answers is its own.
 """
+
+#: Where servers of ours listen: on this machine only.
+HOST = "127.0.0.1"

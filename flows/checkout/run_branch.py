@@ -16,10 +16,11 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
 from align.services.git import LOCK_FILE, commit_files, git
-from flows.request import MAX_NAME_BYTES
 
 #: New files of these names are part of a run, even if git does not track them yet; `dvc add` writes `*.dvc`.
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
+#: A file's name has at most 255 bytes; git adds `.lock`, and a repeated run its number.
+MAX_NAME_BYTES = 200
 #: How often another run may take the name before us.
 _TRIES = 100
 #: The number that `record` appends. A longer number comes from a person: it is a date.

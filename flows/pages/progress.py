@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from prefect import runtime
@@ -65,16 +65,17 @@ def put_markdown(key: str, description: str, text: str) -> None:
 
 
 class Progress:
-    """The artifact `progress` of this flow run. `links` may be added to while it runs.
+    """The artifact `progress` of this flow run: how far these stages are, or another command, as `file` says.
+
+    In a `with` block, whose end is shown, too; after a failure the artifact keeps how far it was.
 
     Attributes:
-        links: words -> address or text, shown in this order.
-        finished: the run has come to its end; otherwise the artifact keeps how far it was.
+        links: words -> address or text, shown in this order; may be added to in the block.
     """
 
     def __init__(self, file: Path, stages: Sequence[Stage] = ()) -> None:
         self.links: dict[str, str] = {}
-        self.finished = False
+        self._finished = False
         self._file, self._stages = file, stages
         file.unlink(missing_ok=True)  # of an earlier run in this checkout
         with get_client(sync_client=True) as client:
@@ -85,8 +86,11 @@ class Progress:
         self._thread = threading.Thread(target=copy_context().run, args=(self._work,), daemon=True, name="progress")
         self._thread.start()
 
-    def close(self) -> None:
-        """Shows the end, and waits for it for a few seconds at most."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _where: object) -> None:
+        self._finished = kind is None
         self._stop.set()
         self._thread.join(CLOSE_S)
 
@@ -100,31 +104,17 @@ class Progress:
 
     def _update(self, ended: bool) -> None:
         work = read_said(self._file).work
-        if self.finished:
+        if self._finished:
             work = Work(line="the run is complete", done=1, total=1)
         elif self._stages:
             work = at_stage(work, self._stages)
         if not work.line:
             return
-        words = f"ended at {work.line}" if ended and not self.finished else describe(work)
+        words = f"ended at {work.line}" if ended and not self._finished else describe(work)
         shown = "\n".join([plain_markdown(words), *_links(self.links)]), round(work.percent or 0.0, 1)
         if shown != self._shown:
             update_progress_artifact(self._artifact, progress=shown[1], description=shown[0])
             self._shown = shown
-
-
-@contextmanager
-def progress(file: Path, stages: Sequence[Stage] = ()) -> Iterator[Progress]:
-    """Shows how far these stages are, or another command, which write that into `file`.
-
-    The last update is at the end of the block, also after a failure.
-    """
-    shown = Progress(file, stages)
-    try:
-        yield shown
-        shown.finished = True
-    finally:
-        shown.close()
 
 
 def at_stage(work: Work, stages: Sequence[Stage]) -> Work:

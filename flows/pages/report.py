@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import fnmatch
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from align.display.report import reported
 from align.display.visible import fenced_markdown, plain_markdown
@@ -19,18 +16,12 @@ from flows.dag import Stage
 #: Of the main plot; a larger one is only named. Prefect keeps an artifact as a row of its database, and publishes no
 #: event of more than 1.5 MB, in base64.
 MAX_PICTURE_BYTES = 1_000_000
-#: Larger pictures get 256 colours, which makes them a third to a quarter as large.
-_MANY_COLOURS_BYTES = 100_000
 
 
 def report_markdown(report: Path | None, stage: Stage, failure: str | None = None, address: str | None = None) -> str:
     """A stage's report for the UI: the verdict, the main figures, where the whole is, the main plot, then all metrics.
 
-    Args:
-        report: its folder; None: it wrote none.
-        stage: that wrote it.
-        failure: why the stage failed.
-        address: of its report.html.
+    Without a `report` it is only why the stage failed; `address` is that of report.html.
     """
     parts = [f"# {stage.name}", stage.description]
     if failure is not None:
@@ -44,7 +35,7 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
         where = f"[Open report.html]({address})" if address else f"`{stage.report}/report.html` in the run's files"
         parts.append(f"{where}: all tables and pictures")
     for picture in sorted(report.glob("*.png"), key=lambda one: (one.name != stage.plot, one.name))[:1]:
-        data = _for_a_page(picture)
+        data = picture.read_bytes()
         large = f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout"
         shown = f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})"
         parts.append(large if len(data) > MAX_PICTURE_BYTES else shown)
@@ -74,17 +65,6 @@ def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:
     width = 3 if any(row[-1] for row in rows) else 2
     head = [["main figures", "", "by chance"], ["---", "---:", "---:"]]
     return "\n".join(f"| {' | '.join(row[:width])} |" for row in [*head, *rows])
-
-
-def _for_a_page(picture: Path) -> bytes:
-    """The file, or its picture in 256 colours."""
-    data = picture.read_bytes()
-    if len(data) <= _MANY_COLOURS_BYTES:
-        return data
-    made = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(made, "png", optimize=True)
-    return made.getvalue()
 
 
 def _number(value: float | int) -> str:

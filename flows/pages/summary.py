@@ -35,15 +35,7 @@ Look around:
 def summarise(
     run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recorded, registered: str, told: Sequence[str] = ()
 ) -> str:
-    """The summary of a run as text for a terminal.
-
-    Args:
-        run: the run, whose stages have the paths of the reports.
-        outcomes: the results of the stages.
-        recorded: its branch.
-        registered: the last line of `align register`.
-        told: warnings of the stages that ran, and what a promotion would say; the end.
-    """
+    """The summary of a run as text for a terminal. `told`, warnings and what a promotion would say, is its end."""
     folders = {stage.name: run.root / stage.report for stage in run.chosen.stages}
     metrics = metrics_of(folders.values())
     ran = [outcome.stage for outcome in outcomes if outcome.ran]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-import align
-import flows
 from align.config import Params, load_params
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
@@ -104,13 +101,3 @@ def child_environment(run: RunContext) -> dict[str, str]:
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id
     return env
-
-
-def our_program(module: str, run: RunContext) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of a program of ours that looks at the checkout of a run.
-
-    That may be a worktree of another revision, with other code of the same name: ours looks at it from outside.
-    """
-    ours = dict.fromkeys(str(Path(str(package.__file__)).parents[1]) for package in (flows, align))
-    env = child_environment(run) | {"PYTHONPATH": os.pathsep.join(ours)}
-    return [sys.executable, "-P", "-m", module], env

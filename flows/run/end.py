@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
@@ -29,9 +29,7 @@ from align.errors import ServiceError, without_logins
 #: The number of runs that Prefect returns at once.
 PAGE = 200
 _MESSAGE = "its process ended without recording its end"
-_UNFINISHED: list[StateType] = [kind for kind in StateType if kind not in (
-    StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED
-)]  # fmt: skip
+_UNFINISHED = [kind for kind in StateType if kind not in TERMINAL_STATES]
 #: A run in another state that is not final waits to be started, again or for the first time.
 _WORKS = (StateType.RUNNING, StateType.CANCELLING)
 

@@ -39,21 +39,14 @@ class _OneLine(logging.Filter):
         return True
 
 
-def one_line_errors() -> None:
-    """Makes Prefect log an AlignError as one line, without a traceback."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(existing, _OneLine) for existing in logger.filters):
-            logger.addFilter(_OneLine())
-
-
+_ONE_LINE = _OneLine()
 #: The records that are removed when their flow run has ended in Prefect, too.
 _HELD: dict[UUID, Held] = {}
 
 
 @contextmanager
-def in_progress(name: str | None = None) -> Iterator[RunRecord]:
-    """Records that this run is in progress, from its first line on; yields the record.
+def in_progress(name: str | None = None) -> Iterator[None]:
+    """Records that this run is in progress, from its first line on.
 
     While the block runs, errors are one line in its log. The record's lock is held until the run has ended in Prefect.
 
@@ -61,15 +54,16 @@ def in_progress(name: str | None = None) -> Iterator[RunRecord]:
         name: of the run; empty: Prefect's.
     """
     root, run_id = Path.cwd(), UUID(runtime.flow_run.id)
-    one_line_errors()
+    for logger in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(logger).addFilter(_ONE_LINE)  # once, however often
     record = RunRecord(
         (name or "").strip() or str(runtime.flow_run.name), str(run_id), str(runtime.flow_run.flow_name),
         prefect=prefect_address(root),
     )  # fmt: skip
     _HELD[run_id] = hold(root, record)
     try:
-        with stop.whatever_it_became():
-            yield record
+        with stop.raise_if_stopped():
+            yield
     except (Pause, Abort) as ended:  # its states in Prefect already say so
         if isinstance(ended, stop.Stopped):
             try:
@@ -86,7 +80,7 @@ def note(**values: Any) -> None:
         held.write(**values)
 
 
-def leaves_something() -> None:
+def keep_record() -> None:
     """Keeps the record beyond the end of this run, for `flows.ended`: something could not be ended."""
     if held := _mine():
         held.is_kept = True

@@ -79,7 +79,7 @@ def in_order() -> Iterator[None]:
 
 
 @contextmanager
-def whatever_it_became() -> Iterator[None]:
+def raise_if_stopped() -> Iterator[None]:
     """Raises Stopped in place of an error after the first signal; pydantic makes an error of what interrupts it."""
     try:
         yield

@@ -42,11 +42,7 @@ def run_supervised(
     If this call is interrupted (a cancelled flow run, Ctrl-C), the command and its descendants are ended first, with
     time to write a checkpoint. Then the interruption is raised; see `flows.run.supervisor`.
 
-    Args:
-        command: program and arguments.
-        cwd: its working directory.
-        env: its whole environment.
-        log: called with each line when it is printed. An exception of it does not disturb the command.
+    `log` is called with each line when it is printed; an exception of it does not disturb the command.
 
     Raises:
         CommandError: the exit code is not 0.

@@ -127,11 +127,8 @@ class MemoryTracker(Tracker):
     def end_run(self, run_id, *, status="FINISHED"):
         assert run_id in self._tags
 
-    def tags(self, run_id):
-        return dict(self._tags[run_id])
-
-    def metrics(self, run_id):
-        return dict(self._metrics[run_id])
+    def run(self, run_id):
+        return SimpleNamespace(tags=dict(self._tags[run_id]), metrics=dict(self._metrics[run_id]))
 
     def log_metrics(self, run_id, metrics):
         self._metrics[run_id] |= metrics

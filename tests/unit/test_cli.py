@@ -32,7 +32,7 @@ def test_help_lists_the_verbs_in_pipeline_order(capsys):
     ("import align.cli; [align.cli.build_parser(verb).format_help() for verb in align.cli.VERBS]", "heavy"),
     ("import align.cli; align.cli.read_params(None, [])", {"numpy", "pyarrow"}),
     (
-        "import flows.plan, align.pipeline.runs, align.release.registration.register",
+        "import flows.__main__, flows.plan, align.pipeline.runs, align.release.registration.register",
         {"prefect", "torch", "mlflow", "pandas"},
     ),
     (
@@ -134,8 +134,8 @@ def test_a_run_gets_the_values_of_a_profile_before_those_of_set(tmp_path, monkey
     assert commands[0][1:-1] == ["-m", "flows", "pipeline"]
     assert asked["overrides"] == {"filter.min_words": 5, "filter.drop_filenames": False}
     assert main(["plan", "--only", "data", "--from", "filter", "--json"]) == 0
-    assert commands[1][1:3] == ["-m", "flows.plan"] and commands[1][-1] == "--json"
-    asked = json.loads(commands[1][3])
+    assert commands[1][1:4] == ["-m", "flows", "plan"] and commands[1][-1] == "--json"
+    asked = json.loads(commands[1][4])
     assert (asked["only"], asked["from_stage"], asked["to_stage"]) == ("data", "filter", None)
     assert main(["filter", "--profile", "none.yaml"]) == 1
 

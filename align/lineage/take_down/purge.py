@@ -31,8 +31,9 @@ from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pai
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.take_down.search import Found, lists_of, search, still_there, what_is_wanted
 from align.lineage.take_down.stored_tars import stored_tars
-from align.services.dvc.commands import changes_of, record_outs
+from align.services.dvc.commands import dvc, write_code
 from align.services.dvc.outs import stage_of
+from align.services.dvc.stages import read_status
 from align.services.dvc.stores import ObjectStore
 from align.services.git import LOCK_FILE, git_if_any
 from align.services.s3.store import Objects, keep_tar
@@ -175,10 +176,11 @@ def _commit(stage: str, paths: PathsConfig) -> Purged:
     """Records the purged data/raw as what its stage made, unless that would hide another change than the policy's."""
     where = f"{LOCK_FILE}, stage {stage}"
     try:
-        changes = changes_of(Path.cwd(), stage)
-        if changes.other or changes.deps - {(paths.policy / OPTED_OUT).as_posix()}:
+        write_code(Path.cwd())
+        found = read_status(Path.cwd())[stage]
+        if not found.has_run or found.other or found.deps.keys() - {(paths.policy / OPTED_OUT).as_posix()}:
             return Purged(where, f"nothing: {stage} is stale and runs again at `dvc repro`")
-        record_outs(Path.cwd(), stage)
+        dvc(Path.cwd(), "commit", "--force", stage)
     except AlignError as error:
         return Purged(where, "nothing", str(error))
     return Purged(where, "the old data/raw")

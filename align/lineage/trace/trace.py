@@ -36,10 +36,10 @@ from align.lineage.trace.sections import Section, Trace
 from align.lineage.trace.subject import Names, Run, Subject, of_version
 from align.lineage.trace.text import text_lines
 from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
-from align.lineage.versions.registered import DATA, TRAINED_ON, Registered, revisions_of
+from align.lineage.versions.registered import TRAINED_ON, Registered, revisions_of
 from align.lineage.versions.who_saw import training_data
 from align.services.s3.store import fetcher
-from align.services.tracking.registry import MODEL_DIGEST, Version
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, Version
 from align.services.tracking.tracker import REVISION
 
 #: The page as an artifact of the version's run in MLflow.
@@ -68,10 +68,10 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
         files = None
         trace.notes.append(str(error))
     recorded = digest_of(files.folder(paths.shards, MANIFEST)) if files else None
-    digest = tags.get(DATA) or recorded or ""
+    digest = tags.get(DATA_DIGEST) or recorded or ""
     packaged = files.json(paths.reports / "package", "report.json") if files else None
     model = tags.get(MODEL_DIGEST) or (packaged or {}).get("digest", "")
-    data = training_data({DATA: digest, TRAINED_ON: digest, **tags})
+    data = training_data({DATA_DIGEST: digest, TRAINED_ON: digest, **tags})
     for each in data.digests:
         trace.add(*_of_digest(each, around, data.not_gated, [run.commit] if run.commit else []))
     if not any(data.digests):

@@ -14,12 +14,12 @@ from pathlib import Path
 from align.errors import RefusedError, ServiceError
 from align.release.registration.shown import all_metrics
 from align.services.tracking.address import has_store
-from align.services.tracking.registry import MODEL_DIGEST, Version, aliases_of
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, Version, aliases_of
 from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import REVISION, Tracker
 
-#: Tags of runs and versions: their data, and what trained the model (`align.release.registration`).
-DATA, TRAINED_ON = "align.data_digest", "align.trained_on"
+#: A tag of runs and versions: the data that trained the model.
+TRAINED_ON = "align.trained_on"
 DIRTY = "-dirty"
 
 
@@ -68,9 +68,9 @@ class Registered:
     def revisions(self, digest: str) -> Iterator[str]:
         """Where git may have the data of this digest: the revisions of versions, then of runs, that were made of it."""
         for version in reversed(self.versions):
-            if version.tags.get(DATA) == digest:
+            if version.tags.get(DATA_DIGEST) == digest:
                 yield from revisions_of(version)
-        for run in self._asked(f"tags.`{DATA}` = '{digest}'") if digest.isalnum() else ():
+        for run in self._asked(f"tags.`{DATA_DIGEST}` = '{digest}'") if digest.isalnum() else ():
             if revision := _revision(run.tags):
                 yield revision
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from align.errors import DataError
 from align.lineage.versions.at_revision import Revisions
-from align.lineage.versions.registered import DATA, TRAINED_ON, Registered
+from align.lineage.versions.registered import TRAINED_ON, Registered
 from align.lineage.versions.shard_samples import SHARD_FILES
-from align.services.tracking.registry import Version
+from align.services.tracking.registry import DATA_DIGEST, Version
 from align.services.tracking.tracked_run import TrackedRun
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.
@@ -105,7 +105,7 @@ def who_saw(registered: Registered, shards: Path, revisions: Revisions, count: C
 
 def training_data(tags: Mapping[str, str]) -> TrainingData:
     """Reads the tags of a version or a run."""
-    measured_on = tags.get(DATA, "")
+    measured_on = tags.get(DATA_DIGEST, "")
     value = tags.get(TRAINED_ON, "")
     gaps = [] if value else [f"there is no tag {TRAINED_ON}"]
     if value.endswith(f", {_UNKNOWN}"):
@@ -137,7 +137,7 @@ def _counted(
     digest: str, registered: Registered, shards: Path, revisions: Revisions, count: CountPairs
 ) -> tuple[Mapping[str, int] | None, str]:
     if not digest:
-        return None, f"the version has no tag {DATA}"
+        return None, f"the version has no tag {DATA_DIGEST}"
     data = revisions.find(digest, shards, registered.revisions(digest))
     if data is None:
         return None, not_here(digest)

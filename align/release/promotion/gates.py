@@ -18,11 +18,11 @@ from align.formats.query_ranks import QueryRanks
 from align.release.packaging.smoke import smoke
 from align.release.promotion.decision import Compared, Gate, points
 from align.services.git import git
-from align.services.tracking.registry import MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking.tracker import REVISION, Tracker
 from align.statistics.intervals import interval
 
-_LINEAGE = {"git revision": REVISION, "data": "align.data_digest", "model": MODEL_DIGEST, "verdict": "align.quality"}
+_LINEAGE = {"git revision": REVISION, "data": DATA_DIGEST, "model": MODEL_DIGEST, "verdict": "align.quality"}
 #: Training stages, and the metrics by which each says at its last step how many signs are out of bounds, and which.
 _TRAINING = ("pretrain", "finetune")
 _ALARMS, _ALARM = "train/alarms", "train/alarm/"
@@ -137,11 +137,11 @@ def health(version: Version, tracker: Tracker) -> Gate:
     """
     found: dict[str, str] = {}
     runs = [version.run_id]
-    if _RUN_ID.fullmatch(source := tracker.tags(version.run_id).get("cached_from", "")):
+    if _RUN_ID.fullmatch(source := tracker.run(version.run_id).tags.get("cached_from", "")):
         runs.append(source)
     for run_id in runs:
         try:
-            metrics = tracker.metrics(run_id)
+            metrics = tracker.run(run_id).metrics
         except RefusedError:  # deleted
             continue
         for stage in _TRAINING:

@@ -25,8 +25,8 @@ from align.release.promotion import gates
 from align.release.promotion.decision import Compared, Gate, Outcome, PromotionDecision
 from align.release.promotion.evidence import Evidence, evidence, from_run, has, todays_sets, wanted_sets
 from align.release.promotion.slices import compared_slices
-from align.services.tracking.registry import CANDIDATE, CHAMPION, Version
-from align.services.tracking.tracker import Tracker
+from align.services.tracking.registry import CANDIDATE, CHAMPION, DATA_DIGEST, MODEL_DIGEST, Version
+from align.services.tracking.tracker import REVISION, Tracker
 from align.statistics.paired import difference, of_metrics, set_of
 
 #: A tag `align.decided.<digest>` for each group of sets that decided on a version.
@@ -57,7 +57,7 @@ def version_asked(model: str, tracker: Tracker, number: int | None) -> Version:
 
 def describe(version: Version) -> str:
     """What a version is, for people: its MLflow run, and what `align register` recorded of its origin."""
-    known = {"data": "align.data_digest", "model": "align.model_digest", "git": "align.git_revision"}
+    known = {"data": DATA_DIGEST, "model": MODEL_DIGEST, "git": REVISION}
     parts = [f"{word} {version.tags[tag][:12]}" for word, tag in known.items() if tag in version.tags]
     return ", ".join([f"run {version.run_id}", *parts])
 

@@ -14,7 +14,8 @@ from align.display.report import reported
 from align.display.visible import markdown_table, plain_markdown
 from align.release.registration.results import PipelineOutputs, Results
 from align.release.registration.shown import measured
-from align.services.tracking.tracker import metric_name
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
+from align.services.tracking.tracker import REVISION, metric_name
 
 #: Its name among the artifacts of a run.
 CARD = "model_card.md"
@@ -115,9 +116,9 @@ class ModelCard:
         if imported := tags.get("align.imported_from"):
             lines.append(f"It was imported from {plain_markdown(imported)} and fine-tuned.")
         names = {
-            "align.model_digest": "model",
-            "align.data_digest": "data",
-            "align.git_revision": "code",
+            MODEL_DIGEST: "model",
+            DATA_DIGEST: "data",
+            REVISION: "code",
             "align.policy_digest": "policy",
         }
         digests = [f"{word} `{plain_markdown(tags[tag])[:12]}`" for tag, word in names.items() if tags.get(tag)]

@@ -18,6 +18,7 @@ from align.formats.model_folder import CONFIG, ModelFolderConfig, read_config
 from align.formats.shards import read_manifest
 from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, TABLES, require_passed
 from align.release.registration.shown import metrics_of
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
 
 #: The reports, and sections of params.yaml, of the stages that make data/shards.
 _MAKE_SHARDS = ("ingest", "download", "filter", "validate", TABLES, "shard", SHARDS)
@@ -84,8 +85,8 @@ class Results:
     def tags(self) -> dict[str, str]:
         """Tags of the run and of a new version."""
         tags = {
-            "align.model_digest": self.model_digest,
-            "align.data_digest": self.data_digest,
+            MODEL_DIGEST: self.model_digest,
+            DATA_DIGEST: self.data_digest,
             QUALITY: NOT_GATED if self.not_gated else "passed",
             "align.evaluation_digest": self.evaluation_digest,
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from align.config.release import PromoteConfig
 from align.display.report import reported
-from align.services.tracking.registry import MODEL_DIGEST
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
 from align.services.tracking.tracker import Tracker, metric_name
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
@@ -43,7 +43,7 @@ _PARTS = ("", "/low", "/high", "/chance")
 Table = dict[str, list[Any]]
 
 #: The tags of a run that name its data, its model and what that was measured on.
-DIGESTS = {"data": "align.data_digest", "model": MODEL_DIGEST, "evaluation": "align.evaluation_digest"}
+DIGESTS = {"data": DATA_DIGEST, "model": MODEL_DIGEST, "evaluation": "align.evaluation_digest"}
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
@@ -133,7 +133,7 @@ def tables(reports: Sequence[Path]) -> dict[str, Table]:
 
 def all_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
     """All metrics of a run under MLflow's names: those that MLflow has, and those of its table."""
-    return tracker.metrics(run_id) | {
+    return dict(tracker.run(run_id).metrics) | {
         metric_name(name): value for name, value in table_metrics(tracker, run_id).items()
     }
 

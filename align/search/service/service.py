@@ -28,7 +28,7 @@ from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.turns import Threads
 from align.search.service.uploads import Decoders
-from align.services.tracking.registry import MODEL_DIGEST
+from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter is two
 T = TypeVar("T")
@@ -44,7 +44,7 @@ _READS_PER_QUERY = 24
 _MAX_WORDS, _IMAGES_PER_TOKEN = 8, 100_000
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
-    MODEL_DIGEST, "align.data_digest", "align.git_revision", "align.dvc_lock", "align.promoted_at",
+    MODEL_DIGEST, DATA_DIGEST, "align.git_revision", "align.dvc_lock", "align.promoted_at",
     "align.promoted_because", "align.flow_run",
 )  # fmt: skip
 
@@ -139,7 +139,7 @@ class SearchService(Collector):
             found=found,
             served=version(served),
             version_tags={name: tags[name] for name in _SHOWN_TAGS if name in tags},
-            trained_on=_trained_on(item, tags.get("align.data_digest"), header.shards_digest),
+            trained_on=_trained_on(item, tags.get(DATA_DIGEST), header.shards_digest),
             picture_missing=self.pictures.missing_because(served),
             pair=self._pair_of(item, header),
             columns=item.columns,

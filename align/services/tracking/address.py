@@ -31,6 +31,11 @@ def who_acts() -> str:
     if flow_run := current_flow_run_id():
         person = os.environ.get("ALIGN_WHO")
         return f"{person}, by flow run {flow_run}" if person else f"flow run {flow_run}"
+    return user()
+
+
+def user() -> str:
+    """The name of this process's user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name

@@ -19,6 +19,8 @@ ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_be
 #: first 16 digits, since one model may get another index; the tag says which is the version's.
 MODEL_ARTIFACT, INDEX_ARTIFACT = "model", "index"
 MODEL_DIGEST, INDEX_DIGEST = "align.model_digest", "align.index_digest"
+#: A tag of runs and versions: the digest of their data.
+DATA_DIGEST = "align.data_digest"
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,8 @@ class Registry:
         """
         if not self._client.search_registered_models(f"name = '{model}'"):
             self._client.create_registered_model(model)
-        root = self._client.get_run(run_id).info.artifact_uri
-        source = f"{root}/{artifact}"
-        made = self._client.create_model_version(model, source, run_id, dict(tags), description=description)
-        return _version(made)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{artifact}"
+        return _version(self._client.create_model_version(model, source, run_id, dict(tags), description=description))
 
     def describe(self, version: Version, description: str) -> None:
         """Replaces the description of a version."""

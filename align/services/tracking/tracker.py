@@ -115,13 +115,7 @@ class Tracker:
         return tracked_run(self._client.get_run(run_id))
 
     def start_run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
-        """Starts a run. The caller ends it.
-
-        Args:
-            experiment: its name.
-            name: of the run.
-            tags: that it has from its first second on; with PARENT it is in the experiment of that run.
-        """
+        """Starts a run, which the caller ends. With tag PARENT it is in the experiment of that run."""
         given = dict(tags or {})
         parent = given.get(PARENT)
         place = self._client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
@@ -289,14 +283,6 @@ class Tracker:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def metrics(self, run_id: str) -> dict[str, float]:
-        """A run's latest metrics, under MLflow's names."""
-        return dict(self._client.get_run(run_id).data.metrics)
-
-    def tags(self, run_id: str) -> dict[str, str]:
-        """A run's tags."""
-        return dict(self._client.get_run(run_id).data.tags)
 
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)

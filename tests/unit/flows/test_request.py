@@ -16,7 +16,6 @@ from align.project.declared import declared_outs
 from align.services.git import git
 from align.verbs import STAGES
 from flows import approve
-from flows.checkout.run_branch import check_name
 from flows.pipeline import data, pipeline
 from flows.promote import promote
 from flows.request import SHORTCUTS, Part, Request, inside, settled
@@ -95,23 +94,6 @@ def test_deployments_say_what_they_do():
     assert internal["name"] == max(names)  # the last in the list
 
 
-NAMES = (
-    "demo", "a/b", "Größe-2", "@", "a@b", "a.b", "a..b", "a b", "a\nb", "a\n", "-x", "x.lock", "x.lock/y", ".x", "x/.y",
-    "x/", "/x", "a//b", "a@{b", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b", "x.", "x" * 201, "\x7f",
-)  # fmt: skip
-
-
-def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path):
-    git(tmp_path, "init", "--quiet")
-    for name in NAMES:
-        try:
-            check_name(tmp_path, name)
-        except ConfigError:
-            assert validate({"request": {"name": name}}, SCHEMA), name
-        else:
-            assert not validate({"request": {"name": name}}, SCHEMA), name
-
-
 @pytest.mark.parametrize("request_", [
     {},
     {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
@@ -134,8 +116,6 @@ def test_the_server_takes_what_is_right(request_):
     ({"learning_rate": "fast"}, "request.learning_rate"),
     ({"training_pool": "gpu; rm"}, "request.training_pool"),
     ({"ref": "https://me:secret@host/branch"}, "request.ref"),
-    ({"overrides": {"filter.languages": ["en"] * 200_000}}, "filter.languages"),
-    ({"overrides": {f"a.b{number}": 1 for number in range(301)}}, "request.overrides"),
     ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
     ({"ref": "x", "overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
     ({"name": "a&sig=secret"}, "request.name"),
@@ -241,10 +221,7 @@ def test_what_differs_stays_as_it_was_given(checkout):
     ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
     ({"overrides": {"pretrain.seed": 10**4000}}, r"pretrain\.seed=10"),
     ({"overrides": {"pretrain.seed": nested(60)}}, r"pretrain\.seed=\[\["),
-    ({"overrides": {"pretrain.seed": nested(1100)}}, r"a value is nested too deeply|the value is not valid YAML"),
     ({"overrides": {"paths.archive": "\ud800"}}, r"the value is not UTF-8"),
-    ({"overrides": {"paths.archive": "x" * (1 << 20)}}, "the values have 1,048,578 characters, above 50,000"),
-    ({"overrides": {"filter.languages": ["en"] * 200_000}}, "the values have 1,200,000 characters, above 50,000"),
     ({"overrides": {"filter.min_word": 4}}, r"min_word=4: unknown parameter .*did you mean filter\.min_words"),
     ({"overrides": {"filter.languages": "*a"}}, r"'filter\.languages' = '\*a'"),
     ({"overrides": {"model.text_tower": {"<<": "*a"}}}, r"model\.text_tower"),

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from flows.run.context import RunContext
-from flows.speeds import Speed, expected_time, keep_speeds, read_speeds
+from flows.speeds import expected_time, keep_speeds
 from tests.support.params import PARAMS_FILE
 
 
@@ -28,7 +28,7 @@ def test_what_a_run_has_completed_is_kept_for_the_next_plan(root):
     assert expected_time(run, []) == "none: no stage is stale"
     assert expected_time(run, ["filter"]) == "unknown: none of these stages has been measured here"
     keep_speeds(run, start)
-    assert read_speeds(root) == {"filter": Speed(wall_s=7200.0)}
+    assert [file.name for file in root.glob(".align/speeds/*")] == ["filter.json"]
     (root / ".align/speeds/index.json").write_text("cut o")
     assert (
         expected_time(run, ["index", "filter"]) == "about 2 h 0 min by the last measured speeds and unknown for index"
@@ -39,4 +39,4 @@ def test_an_earlier_run_s_measure_is_not_this_one_s(root):
     start = time.time() - 60
     os.utime(root / "runtime/filter.json", (0, 0))
     keep_speeds(RunContext(root=root, checkout=root, stale=frozenset({"filter"})), start)
-    assert read_speeds(root) == {}
+    assert not list(root.glob(".align/speeds/*"))

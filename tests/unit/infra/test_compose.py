@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from align.local_stack import OUTAGES
 from infra.server import signed
 from tests.support import ROOT
 from tests.support.compose import image_environment, read
@@ -192,3 +193,7 @@ def test_a_worker_on_gpus_differs_by_the_gpus_and_takes_one_run_at_a_time():
     gpu, cpu = SERVICES["worker-gpu"], SERVICES["worker"]
     assert {key for key in gpu if gpu[key] != cpu.get(key)} == {"profiles", "command", "shm_size", "deploy"}
     assert gpu["command"] == cpu["command"].replace("--limit 2", "--limit 1")
+
+
+def test_a_worker_bears_outages_as_the_local_one_does():
+    assert OUTAGES.items() <= SERVICES["worker"]["environment"].items()

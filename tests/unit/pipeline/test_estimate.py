@@ -7,7 +7,7 @@ from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
-from align.pipeline.estimate import Device, count, estimate, needs
+from align.pipeline.estimate import Device, estimate, needs
 from align.training.state import new_state
 from tests.support import ROOT
 from tests.support.params import load_params
@@ -17,13 +17,12 @@ def of(*overrides, profile=None, num_ranks=1, on_gpu=True):
     params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
     vocab_size = params.values["fit_tokenizer"]["vocab_size"]
     recipe = params.section(PretrainConfig)
-    counted = count(params.section(ModelConfig), vocab_size, recipe, on_gpu=on_gpu)
-    return estimate(counted, recipe, num_ranks=num_ranks)
+    return estimate(params.section(ModelConfig), vocab_size, recipe, num_ranks=num_ranks, on_gpu=on_gpu)
 
 
 def on_cpu(model, recipe):
     """Of one rank, for a vocabulary of 500 words."""
-    return estimate(count(model, 500, recipe, on_gpu=False), recipe, num_ranks=1)
+    return estimate(model, 500, recipe, num_ranks=1, on_gpu=False)
 
 
 def test_the_paper_s_ablation_model_needs_what_was_measured():

@@ -155,7 +155,7 @@ SAID = json.dumps({"lines": [], "work": {"line": "ingest: step 2", "done": 2, "t
 
 
 def test_one_artifact_is_updated_in_place(file, server):
-    with progress.progress(file, STAGES) as page:
+    with progress.Progress(file, STAGES) as page:
         assert (shown(server)["data"], shown(server)["flow_run_id"]) == (0.0, RUN)
         page.links["MLflow"] = "http://127.0.0.1:5000/#/x"
         file.write_text(SAID)
@@ -167,7 +167,7 @@ def test_one_artifact_is_updated_in_place(file, server):
 
 def test_links_and_words_are_shown_as_they_are(file, server):
     hostile = "ingest: <img src=http://x/a.png> ![a](http://x/b.png) [c](javascript:d) \\[e](http://x) **f**"
-    with progress.progress(file) as page:
+    with progress.Progress(file) as page:
         page.links |= {"branch": hostile, "MLflow": "http://x/) ![a](http://x/b.png"}
         file.write_text(json.dumps({"work": {"line": hostile}}))
         wait_until(lambda: "ingest" in shown(server)["description"])
@@ -178,7 +178,7 @@ def test_links_and_words_are_shown_as_they_are(file, server):
 def test_a_run_that_is_retried_has_one_of_each_artifact_and_says_where_it_ended(file, server):
     for attempt in (1, 2):
         put_markdown("plan", "what run x will do", f"plan {attempt}")
-        with pytest.raises(ValueError, match="cancelled"), progress.progress(file, STAGES):
+        with pytest.raises(ValueError, match="cancelled"), progress.Progress(file, STAGES):
             file.write_text(SAID)
             wait_until(lambda: shown(server)["description"] == "stage 1 of 2, ingest: step 2")
             raise ValueError("cancelled")
@@ -189,7 +189,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_says_where_it_ended(
 
 def test_a_server_that_is_unavailable_and_back_again(file, server):
     server.broken.set()
-    with progress.progress(file, STAGES):
+    with progress.Progress(file, STAGES):
         file.write_text(SAID)
         wait_until(lambda: server.num_refused >= 3)
         assert shown(server)["data"] == 0.0
@@ -206,7 +206,7 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(file, server
         released.wait(200)
 
     monkeypatch.setattr(progress, "update_progress_artifact", hang)
-    with progress.progress(file, STAGES):
+    with progress.Progress(file, STAGES):
         file.write_text(SAID)
         assert asked.wait(120)
     assert not released.is_set()

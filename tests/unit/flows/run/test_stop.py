@@ -23,7 +23,7 @@ from prefect.utilities.engine import capture_sigterm
 from flows.run import stop
 stop.IN_ORDER_S = 1.0 if "short" in sys.argv else 600.0
 try:
-    with stop.in_order(), stop.whatever_it_became(), capture_sigterm():
+    with stop.in_order(), stop.raise_if_stopped(), capture_sigterm():
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
         try:
             print("works", child.pid, flush=True)

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -44,13 +45,10 @@ class Runs:
     def __init__(self, metrics, tags):
         self._metrics, self._tags = metrics, tags
 
-    def tags(self, run_id):
-        return self._tags
-
-    def metrics(self, run_id):
-        if run_id not in self._metrics:
+    def run(self, run_id):
+        if run_id not in self._metrics and run_id != "run":
             raise RefusedError("no such run")
-        return self._metrics[run_id]
+        return SimpleNamespace(tags=self._tags, metrics=self._metrics.get(run_id, {}))
 
 
 def health(metrics, **tags):

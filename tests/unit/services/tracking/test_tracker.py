@@ -32,8 +32,7 @@ QUESTIONS = (
     lambda tracker, folder: tracker.registry.aliases("align"),
     lambda tracker, folder: tracker.registry.champion_state("align"),
     lambda tracker, folder: tracker.runs(),
-    lambda tracker, folder: tracker.metrics("r"),
-    lambda tracker, folder: tracker.tags("r"),
+    lambda tracker, folder: tracker.run("r"),
     lambda tracker, folder: tracker.registry.download(Version("a", 1, "r", {}), "index/../../../../evil", folder),
     lambda tracker, folder: tracker.registry.download(Version("a", 1, "r", {}), "index", folder),
 )

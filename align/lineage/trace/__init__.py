@@ -7,7 +7,7 @@ pairs          from pairs on to shards, models and index
 data           sections of the data, at one revision
 models         sections of what MLflow knows, and of the index
 pair_history   what data/raw and data/filtered say of one pair; `align serve` shows it, too
-text, page     print the sections
+show           prints the sections, as text and as a page
 
 What follows a link of the chain comes in. What only reads a version of the data is in `versions`, the one room of
 lineage that this one knows.

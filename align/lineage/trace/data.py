@@ -12,7 +12,7 @@ from align.formats.filtered import DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.formats.verdict import NOT_GATED, SHARDS, TABLES, VERDICT
-from align.lineage.trace.sections import Facts, Picture, Section, State, Table, cut, known, tables
+from align.lineage.trace.sections import Facts, Picture, Section, State, cut, known
 from align.lineage.versions.at_revision import FilesAt
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import SHARD_FILES, StoredSample, samples_of
@@ -69,32 +69,23 @@ class Data:
             gone.append(f"no pages are shown: {error}")
         if not any(self.files.folder(self.paths.raw, "*.parquet").glob("*.parquet")):
             gone.append(self.files.why_missing(self.paths.raw))
-        statuses = (report or {}).get("statuses") or {}
-        rows = tuple((str(name), int(num)) for name, num in sorted(statuses.items(), key=lambda item: -item[1]))
         facts = known(("pictures", _number(report, "num_images")), ("may be retried", _number(report, "num_retryable")))
         title = f"{_number(report, 'num_pairs') or 'unknown number of'} pairs in {self.paths.raw}"
-        yield Section(
-            "pair", title, facts, missing=tuple(gone), tables=tables(Table("Downloads", ("status", "pairs"), rows))
-        )
+        yield Section("pair", title, facts, missing=tuple(gone))
 
     def _funnel(self) -> Section:
         """What the filter kept and dropped."""
         report = self._report("filter")
         if report is None:
             return Section("decision", "decisions not here", missing=self._unless(report, "filter"))
-        total, kept = int(report.get("num_pairs", 0)), int(report.get("num_kept", 0))
-        rows = tuple(
-            (str(row["reason"]), int(row["num_first"]), int(row["num_remaining"]),
-             int(row["num_remaining"]) / max(total, 1), str(row["drops_where"] or "off"))
-            for row in report.get("funnel") or ()
-        )  # fmt: skip
-        first = sorted(((num, reason) for reason, num, *_ in rows if num), reverse=True)
-        facts = known(
-            ("kept", f"{kept:,} of {total:,}"), ("evaluation sets kept out", _number(report, "num_evaluation_sets")),
-            ("dropped most", ", ".join(f"{reason} {num:,}" for num, reason in first[:4])),
-        )  # fmt: skip
-        funnel = Table("Funnel", ("rule", "drops first", "left", "share left", "drops where"), rows, bar=3)
-        return Section("decision", f"{kept:,} of {total:,} pairs kept", facts, tables=tables(funnel))
+        kept = f"{int(report.get('num_kept', 0)):,} of {int(report.get('num_pairs', 0)):,}"
+        dropped = [
+            (row["reason"], f"drops {row['num_first']:,} first, where {row['drops_where']}")
+            for row in report.get("funnel") or () if row["num_first"]
+        ]  # fmt: skip
+        sets = _number(report, "num_evaluation_sets")
+        facts = known(("kept", kept), ("evaluation sets kept out", sets), *dropped)
+        return Section("decision", f"{kept} pairs kept", facts)
 
     def gate(self) -> Section:
         """The gate before the shards: its verdict, who accepted what, and whether it is about these decisions."""

@@ -16,8 +16,8 @@ from align.errors import AlignError
 from align.interfaces.store import FetchTar
 from align.lineage.trace.data import Data, are_decisions_of, page_of, picture_of, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
-from align.lineage.trace.pair_history import PairHistory, look_up, rule_values
-from align.lineage.trace.sections import Section, Table, Trace, cut, known
+from align.lineage.trace.pair_history import PairHistory, RuleResult, look_up, rule_values
+from align.lineage.trace.sections import Section, Trace, cut, known
 from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.registered import Registered
@@ -161,20 +161,18 @@ def _decision(history: PairHistory) -> Section:
     decision = history["decision"]
     if decision is None:
         return Section("decision", "not filtered yet", (), "warn", missing=("run `align filter`",))
-    rules = tuple(
-        (one["rule"], "drops first" if one["first"] else one["verdict"], rule_values(one["values"]),
-         one["drops_where"] or "")
-        for one in history["rules"]
-    )  # fmt: skip
-    first = next((one for one in history["rules"] if one["first"]), None)
     facts = known(
-        ("pair", history["pair"]["key"]), ("reasons", ", ".join(decision["reasons"])),
-        ("rule", first["what"] if first else ""), ("drops where", first["drops_where"] if first else ""),
-        ("values", rule_values(first["values"]) if first else ""), ("cuts", history["cuts_line"]),
+        ("pair", history["pair"]["key"]), ("reasons", ", ".join(decision["reasons"])), ("cuts", history["cuts_line"]),
+        *((one["rule"], _applied(one)) for one in history["rules"]),
     )  # fmt: skip
     title = "kept: no rule drops it" if decision["keep"] else f"dropped: {decision['reason']}"
-    table = Table("Rules", ("rule", "verdict", "values", "drops where"), rules)
-    return Section("decision", title, facts, "good" if decision["keep"] else "bad", tables=(table,))
+    return Section("decision", title, facts, "good" if decision["keep"] else "bad")
+
+
+def _applied(rule: RuleResult) -> str:
+    """A rule in one line: its verdict, the pair's values, its cut."""
+    cut_at = f"drops where {rule['drops_where']}" if rule["drops_where"] else ""
+    return "; ".join(filter(None, (rule["verdict"], rule_values(rule["values"]), cut_at)))
 
 
 def _verdict(one: SeenBy) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 
-from align.errors import RefusedError, ServiceError
+from align.errors import ServiceError
 from align.release.registration.shown import all_metrics
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import MODEL_DIGEST, Version, aliases_of
@@ -100,12 +99,6 @@ class Registered:
             return all_metrics(self._tracker, run_id) if self._tracker and run_id else {}
         except ServiceError:
             return {}
-
-    def log_page(self, run_id: str, folder: Path, name: str) -> None:
-        """Uploads a folder as artifacts of a run. Raises ServiceError."""
-        if self._tracker is None:
-            raise RefusedError(self.problem)
-        self._tracker.log_folder(run_id, folder, name)
 
 
 def revisions_of(version: Version) -> Iterator[str]:

@@ -342,7 +342,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         try:
             args.log_page(params, version)
         except Exception as error:  # noqa: BLE001 - whatever fails, the version is registered
-            say(f"note: no lineage page: {error}; `align trace {version.name}/{version.number} --log` draws it")
+            say(f"note: no lineage page: {error}; `align trace {version.name}/{version.number} --html FILE` draws it")
     say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
     show(f"{VERDICT}{args.outlook(params, Tracker(), version)}")
     how = "registered" if done.created else "registered before: the model is the same"

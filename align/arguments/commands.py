@@ -208,7 +208,7 @@ def trace(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="WHAT",
-        help="MODEL@ALIAS, MODEL/VERSION, RUN, SHARD, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
+        help="MODEL@ALIAS, MODEL/VERSION, RUN, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
     )
     _output(parser, "with the chain drawn")
 

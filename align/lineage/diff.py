@@ -56,11 +56,6 @@ def text_lines(report: DiffReport) -> Iterator[str]:
                 yield f"              such as {describe(move.examples[0])}"
         if len(moves) > _SHOWN_LINES:
             yield f"  and {len(moves) - _SHOWN_LINES} more kinds, see --json"
-    rows = report.by_rule()
-    if rows:
-        yield ""
-        yield "rules: pairs that each drops first"
-        yield from (f"  {rule:<32}  {was:>10,} -> {now:>10,}" for rule, was, now in rows)
     if report.distances:
         yield ""
         yield "kept pairs: share that moved to another bucket"
@@ -248,12 +243,6 @@ class DiffReport(_Frozen):
     def others(self) -> list[StateChange]:
         """The changes of pairs that are kept neither before nor after."""
         return [move for move in self.moves if KEPT not in (move.before, move.after)]
-
-    def by_rule(self) -> list[tuple[str, int, int]]:
-        """(reason, pairs before, pairs after) for each reason whose number of pairs changed."""
-        states = sorted((self.before.states.keys() | self.after.states.keys()) - {KEPT})
-        rows = [(state, self.before.states.get(state, 0), self.after.states.get(state, 0)) for state in states]
-        return [row for row in rows if row[1] != row[2]]
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from align.durable.files import sha256_folder
 from align.formats.image_index import IndexHeader
 from align.lineage.trace.sections import Facts, Section, State, known
+from align.lineage.versions.at_revision import branch_at
 from align.lineage.versions.registered import DIRTY, Registered
 from align.lineage.versions.who_saw import training_data
 from align.release.registration.shown import measured
@@ -105,12 +106,6 @@ def index_section(registered: Registered, index: Path, facts: Facts = ()) -> tup
     )  # fmt: skip
     title = f"{header.num_items:,} pictures, made by {by}"
     return Section("index", title, every, "good" if is_champion else "warn"), maker
-
-
-def branch_at(root: Path, commit: str) -> str:
-    """The run's branch at a commit; empty: none."""
-    names = git_if_any(root, "for-each-ref", "--format=%(refname:lstrip=2)", f"--points-at={commit}", "refs/heads/run")
-    return next(iter((names or "").splitlines()), "")
 
 
 def _commit(root: Path, revision: str) -> str | None:

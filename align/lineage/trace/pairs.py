@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
 from align.errors import AlignError
+from align.formats.indexed_images import ITEMS
 from align.interfaces.store import FetchTar
 from align.lineage.trace.data import Data, are_decisions_of, page_of, picture_of, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
@@ -223,11 +223,12 @@ def _answer(trace: Trace, every: list[SeenBy], registered: Registered, num_pairs
 
 def _index(trace: Trace, image_ids: frozenset[str], around: Surroundings) -> None:
     index = around.paths.index
+    filters = [("image_id", "in", sorted(image_ids))]
     try:
-        held = _indexed(index / "items.parquet", image_ids)
+        held = pq.read_table(index / ITEMS, columns=["image_id"], filters=filters).num_rows
     except FileNotFoundError:
         return
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         trace.notes.append(f"{index.as_posix()}: unreadable ({error}); run `align index` again")
         return
     found = index_section(around.registered, index, (("holds", f"{held} of the pictures"),)) if held else None
@@ -237,14 +238,3 @@ def _index(trace: Trace, image_ids: frozenset[str], around: Surroundings) -> Non
     trace.add(found[0])
     what = f"{held} of {len(image_ids)} pictures are" if len(image_ids) > 1 else "the picture is"
     trace.answers.append(f"{what} in {index}, made by {dict(found[0].facts)['made by']}")
-
-
-def _indexed(items: Path, image_ids: frozenset[str]) -> int:
-    """How many of the pictures an index holds; reads one column, a row group at a time."""
-    found: set[str] = set()
-    wanted = pa.array(sorted(image_ids), pa.string())
-    file = pq.ParquetFile(items, pre_buffer=False)
-    for batch in file.iter_batches(columns=["image_id"]):
-        column = batch["image_id"]
-        found |= set(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
-    return len(found)

@@ -14,21 +14,19 @@ from typing import Literal
 
 from align.durable.files import sha256_file
 from align.errors import DataError
-from align.lineage.trace.models import branch_at
+from align.lineage.versions.at_revision import branch_at
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.registered import Registered
 from align.services.git import git_if_any
 from align.services.tracking.registry import Version
 from align.services.tracking.tracked_run import TrackedRun
-from align.services.tracking.tracker import FLOW_RUN, REVISION
+from align.services.tracking.tracker import REVISION, is_called
 
 What = Literal["model", "run", "key", "url", "image"]
 _NAMES: dict[What, str] = {
     "model": "model version", "run": "run", "key": "key", "url": "address of a picture or page", "image": "picture"
 }  # fmt: skip
 _HEX_DIGITS_OF_SHA256 = 64
-#: The number of characters of a run's MLflow id that name it.
-_MIN_ID = 8
 #: Names as `register.model_name` allows them: MLflow's searches put them in quotes.
 _VERSION = re.compile(r"(?P<model>[\w.\- ]+)/(?P<number>[0-9]{1,9})|(?P<name>[\w.\- ]+)@(?P<alias>[\w.\-]+)")
 
@@ -128,7 +126,7 @@ class Names:
             yield Subject("run", f"run {name}", run=Run(f"run/{name}", commit.strip(), run))
             return
         for run in tracked if value == name else ():
-            if name in (run.name, run.tags.get(FLOW_RUN)) or (len(name) >= _MIN_ID and run.run_id.startswith(name)):
+            if is_called(run, name):
                 made = run.tags.get(REVISION, "")
                 yield Subject("run", f"run {run.name}", run=Run(branch_at(self._root, made) if made else "", made, run))
 

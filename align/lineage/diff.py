@@ -22,6 +22,7 @@ from align.config import Params
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display.console import show, show_json
+from align.display.visible import cut
 from align.durable.files import to_json
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, IMAGES, parts_of, pattern_of
@@ -66,11 +67,7 @@ def text_lines(report: DiffReport) -> Iterator[str]:
 def describe(pair: ChangedPair) -> str:
     """A pair in one short phrase: its text, key and address."""
     key = pair.key_after or pair.key_before
-    return f"{_shortened(pair.text)!r} ({key}, {_shortened(pair.url)})"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
+    return f"{cut(pair.text, _SHOWN_CHARACTERS)!r} ({key}, {cut(pair.url, _SHOWN_CHARACTERS)})"
 
 
 #: Example pairs for each change of state.

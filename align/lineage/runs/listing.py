@@ -20,10 +20,11 @@ from align.arguments.commands import NUM_SHOWN
 from align.config.infrastructure import HealthConfig
 from align.display.console import duration
 from align.display.progress import read_said
+from align.display.visible import cut
 from align.durable import run_records
 from align.errors import DataError, FormatError
 from align.lineage.runs.run import Run, measured_run, tracked_as_run
-from align.lineage.runs.tables import WIDTH, costs_table, cut, letters, metrics_table, params_table, table_lines
+from align.lineage.runs.tables import WIDTH, costs_table, letters, metrics_table, params_table, table_lines
 from align.services.tracking.address import has_store
 from align.services.tracking.tracked_run import TrackedRun, run_address
 from align.services.tracking.tracker import ENDED, EVALUATION, SOURCE, WHY, Tracker, is_called

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from align.config.paths import PathsConfig
+from align.display.visible import cut
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, read_manifest
 from align.formats.verdict import NOT_GATED, SHARDS, TABLES, VERDICT
-from align.lineage.trace.sections import Facts, Picture, Section, State, cut, known
+from align.lineage.trace.sections import Facts, Picture, Section, State, known
 from align.lineage.versions.at_revision import FilesAt
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import SHARD_FILES, StoredSample, samples_of
 from align.lineage.versions.who_saw import not_here
 
 _REPORT = "report.json"
+_WIDTH = 56  # of an address in a title
 #: The number of pairs that are shown of a version of the data.
 NUM_SAMPLES = 4
 
@@ -53,7 +55,7 @@ class Data:
             ("pages", _number(report, "num_pages_in_archive")), ("data/raw", str(manifest.get("digest", ""))[:12]),
         )  # fmt: skip
         archive = made_with.get("archive")
-        title = cut(str(archive)) if archive else "source not recorded"
+        title = cut(str(archive), _WIDTH) if archive else "source not recorded"
         return Section("source", title, facts, missing=self._unless(report, "ingest"))
 
     def _pairs(self) -> Iterator[Section]:
@@ -174,7 +176,7 @@ def page_of(row: RawRow) -> Section:
     """The page in which a pair was found, or the row of a table, which names no page."""
     page, url = row["page_url"] or "", row["url"] or ""
     if page:
-        return Section("page", cut(page.partition("://")[2] or page), known(("page", page)))
+        return Section("page", cut(page.partition("://")[2] or page, _WIDTH), known(("page", page)))
     facts = known(("picture", url), ("page", "not recorded: the source is no web archive"))
     return Section("page", f"row of {cut(url.partition('://')[2] or url, 40)}", facts)
 

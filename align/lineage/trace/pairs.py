@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
+from align.display.visible import cut
 from align.errors import AlignError
 from align.formats.indexed_images import ITEMS
 from align.interfaces.store import FetchTar
 from align.lineage.trace.data import Data, are_decisions_of, page_of, picture_of, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
 from align.lineage.trace.pair_history import PairHistory, RuleResult, look_up, rule_values
-from align.lineage.trace.sections import Section, Trace, cut, known
+from align.lineage.trace.sections import Section, Trace, known
 from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.registered import Registered
@@ -171,8 +172,8 @@ def _decision(history: PairHistory) -> Section:
 
 def _applied(rule: RuleResult) -> str:
     """A rule in one line: its verdict, the pair's values, its cut."""
-    cut_at = f"drops where {rule['drops_where']}" if rule["drops_where"] else ""
-    return "; ".join(filter(None, (rule["verdict"], rule_values(rule["values"]), cut_at)))
+    drops = f"drops where {rule['drops_where']}" if rule["drops_where"] else ""
+    return "; ".join(filter(None, (rule["verdict"], rule_values(rule["values"]), drops)))
 
 
 def _verdict(one: SeenBy) -> str:

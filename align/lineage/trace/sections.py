@@ -98,12 +98,6 @@ def known(*facts: tuple[str, object]) -> Facts:
     return tuple((label, str(value)) for label, value in facts if value not in (None, ""))
 
 
-def cut(text: str, width: int = 56) -> str:
-    """Foreign text in one line, cut with an ellipsis."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else f"{line[: width - 1]}…"
-
-
 def _as_json(section: Section) -> dict[str, Any]:
     facts: dict[str, str] = {}
     for label, value in section.facts:  # a label may stand twice: two people accepted something

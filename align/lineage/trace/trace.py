@@ -66,8 +66,7 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
         trace.notes.append(str(error))
     recorded = digest_of(files.folder(paths.shards, MANIFEST)) if files else None
     digest = tags.get(DATA) or recorded or ""
-    packaged = files.json(paths.reports / "package", "report.json") if files else None
-    model = tags.get(MODEL_DIGEST) or (packaged or {}).get("digest", "")
+    model = tags.get(MODEL_DIGEST)
     data = training_data({DATA: digest, TRAINED_ON: digest, **tags})
     for each in data.digests:
         trace.add(*_of_digest(each, around, data.not_gated, [run.commit] if run.commit else []))

@@ -55,10 +55,6 @@ class FilesAt:
             return None
         return values if isinstance(values, dict) else None
 
-    def reports(self, reports: Path) -> list[Path]:
-        """The reports of all stages, as `folder` takes them."""
-        return sorted(path.parent.relative_to(self._root) for path in (self._root / reports).glob("*/metrics.json"))
-
     def why_missing(self, out: Path) -> str:
         """Why a file of an out is not here, and how to get it; one line."""
         return f"{out} is not in this checkout, or not whole; `dvc checkout {out}` or `dvc repro` makes it"
@@ -85,10 +81,6 @@ class RecordedFiles(FilesAt):
             elif fetch or name.endswith(".json"):
                 self._files.fetch(f"{out.as_posix()}/{name}", link)
         return folder
-
-    def reports(self, reports: Path) -> list[Path]:
-        """See `FilesAt`."""
-        return list(map(Path, self._files.folders(reports.as_posix())))
 
     def why_missing(self, out: Path) -> str:
         """See `FilesAt`."""

@@ -9,7 +9,6 @@ from typing import Any
 from align.config.paths import PathsConfig
 from align.display.visible import cut
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, read_manifest
 from align.formats.verdict import NOT_GATED, SHARDS, TABLES, VERDICT
@@ -82,7 +81,7 @@ class Data:
             return Section("decision", "decisions not here", missing=self._unless(report, "filter"))
         kept = f"{int(report.get('num_kept', 0)):,} of {int(report.get('num_pairs', 0)):,}"
         dropped = [
-            (row["reason"], f"drops {row['num_first']:,} first, where {row['drops_where']}")
+            (row["reason"], f"drops {row['num_first']:,} first, where {row['drops_where'] or 'not recorded'}")
             for row in report.get("funnel") or () if row["num_first"]
         ]  # fmt: skip
         sets = _number(report, "num_evaluation_sets")
@@ -197,14 +196,6 @@ def given_data(digest: str, indexes: Path) -> Section:
             facts += [(name, f"{one.num_images:,} pictures, {one.num_pairs:,} pairs") for name, one in splits]
             facts += [("tars", f"{len({*tars}):,}, from {min(tars)} to {max(tars)}")]
     return Section("shards", title, tuple(facts), "warn", tuple(gone))
-
-
-def are_decisions_of(paths: PathsConfig) -> bool:
-    """Whether the checkout's data/filtered is what its shards were made of; true if that is unknown."""
-    made = FilesAt().json(paths.reports / "shard", _REPORT) or {}
-    if not parts_of(paths.filtered, DECISIONS) or "decisions" not in made:
-        return True
-    return bool(made["decisions"] == decisions_digest(paths.filtered))
 
 
 def picture_of(sample: StoredSample, shards: Path) -> Picture | None:

@@ -15,7 +15,7 @@ from align.display.visible import cut
 from align.errors import AlignError
 from align.formats.indexed_images import ITEMS
 from align.interfaces.store import FetchTar
-from align.lineage.trace.data import Data, are_decisions_of, page_of, picture_of, unknown_data
+from align.lineage.trace.data import Data, page_of, picture_of, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
 from align.lineage.trace.pair_history import PairHistory, RuleResult, look_up, rule_values
 from align.lineage.trace.sections import Section, Trace, known
@@ -64,8 +64,6 @@ def trace_pairs(trace: Trace, rows: list[RawRow], around: Surroundings) -> None:
         rows = rows[:MAX_PAIRS]
     here = Data(FilesAt(), paths)
     trace.add(here.source())
-    if not are_decisions_of(paths):
-        trace.notes.append(f"{paths.filtered} is not what {paths.shards} was made of; `dvc repro` makes it again")
     image_ids = frozenset(row["sha256"] for row in rows if row["sha256"])
     samples = _samples(trace, around, image_ids) if digest_of(paths.shards) else []
     stored = {} if samples is None else {paths.shards: samples}  # each data is read once
@@ -145,7 +143,6 @@ def _pair(history: PairHistory, sample: StoredSample | None, paths: PathsConfig,
         ("size", size if row["width"] else ""), ("sha256", row["sha256"]),
         ("stored with", f"pair {row['image_key']}" if row["image_key"] not in (None, row["key"]) else ""),
         ("table", f"{paths.raw}/{row['raw_shard']}.parquet"),
-        ("NSFW", rule_values({"score": facts["nsfw_score"]}) if facts.get("nsfw_score") is not None else ""),
         ("twin", twin and twin + how),
         ("take-down", "opted out by {kind} {value}".format(**history["opted_out"]) if history["opted_out"] else ""),
         ("models", _NO_PICTURE if not row["sha256"] else ""),

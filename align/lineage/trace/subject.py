@@ -91,7 +91,8 @@ class Names:
         """
         prefix, _, rest = words.partition(":")
         exact = next((kind for kind in _NAMES if kind == prefix and rest), None)
-        groups, value = (((exact,),), rest) if exact else (_possible(words), words)
+        groups: tuple[tuple[What, ...], ...] = ((exact,),) if exact else _possible(words)
+        value = rest if exact else words
         looks: dict[What, Callable[[str], Iterator[Subject]]] = {
             "model": self._models, "run": self._runs, "key": self._keys, "url": self._urls, "image": self._images
         }  # fmt: skip

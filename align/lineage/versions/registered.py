@@ -6,7 +6,6 @@ by which data that trained it earlier is found. Without MLflow there is one line
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -105,8 +104,7 @@ def revisions_of(version: Version) -> Iterator[str]:
     """Where git may have what a version was made from: the commit of its run, and the tag that keeps it."""
     if revision := _revision(version.tags):
         yield revision
-    name = re.sub(r"[^\w-]+", "-", version.name)  # as `align register` spells it
-    yield f"refs/tags/align/{name}/v{version.number}"
+    yield f"refs/tags/{version.git_tag}"
 
 
 def _revision(tags: Mapping[str, str]) -> str:

@@ -283,7 +283,7 @@ def test_what_is_ambiguous_or_unknown_is_one_line(project, capsys):
     assert f"'{key}' names more than one thing: run {key} (`run:run/{key}`), pair {key} (`key:{key}`)" in line
     assert facts(traced(capsys, f"key:{key}"), "pair")["sha256"]
     assert "names nothing here" in refused(capsys, "x' or 'a'='a@champion")
-    assert "no address of a picture or page" in refused(capsys, "https://example.org/\x1b[31m")
+    assert "no address of a picture or page in data/raw" in refused(capsys, "https://example.org/\x1b[31m")
 
 
 GONE = "f" * 64

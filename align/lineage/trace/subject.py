@@ -103,10 +103,13 @@ class Names:
             if found:
                 listed = ", ".join(f"{subject.title} (`{_exact(subject, value)}`)" for subject in found)
                 raise DataError(f"'{words}' names more than one thing: {listed}; say which")
-        nothing = ", ".join(_NAMES[kind] for kinds in groups for kind in kinds)
-        empty = "" if any(self._raw.glob("*.parquet")) else f"; {self._raw} is empty: run `align ingest` first"
-        problem = self._registered(self._default_model).problem
-        raise DataError(f"'{value}' names nothing here: no {nothing}{empty}{problem and '; '}{problem}")
+        asked = [kind for kinds in groups for kind in kinds]
+        where = "" if {*asked} <= {"model", "run"} else f" in {self._raw}"
+        if where and not any(self._raw.glob("*.parquet")):
+            where += ", which is empty: run `align ingest` first"
+        if "model" in asked and (problem := self._registered(self._default_model).problem):
+            where += f"; {problem}"
+        raise DataError(f"'{value}' names nothing here: no {', '.join(_NAMES[kind] for kind in asked)}{where}")
 
     def _models(self, value: str) -> Iterator[Subject]:
         match = _VERSION.fullmatch(value)

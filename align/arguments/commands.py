@@ -208,10 +208,9 @@ def trace(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="WHAT",
-        help="MODEL@ALIAS, MODEL/VERSION, RUN, SHARD, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
+        help="MODEL@ALIAS, MODEL/VERSION, RUN, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
     )
     _output(parser, "with the chain drawn")
-    parser.add_argument("--log", action="store_true", help="also keep the page with the version's run in MLflow")
 
 
 def opt_out(parser: ArgumentParser) -> None:

@@ -28,6 +28,12 @@ def visible(text: str, *, lines: bool = False) -> str:
     return (_STEERING_LINES if lines else _STEERING).sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
+def cut(text: str, width: int) -> str:
+    """Text in one line of at most so many characters, cut with an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def plain_markdown(text: str) -> str:
     """The text within a line of Markdown: no link, picture, tag, cell or emphasis of its own."""
     return re.sub(r"[\\`*<>\[\]|]", r"\\\g<0>", visible(" ".join(text.split())))

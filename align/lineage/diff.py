@@ -22,6 +22,7 @@ from align.config import Params
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display.console import show, show_json
+from align.display.visible import cut
 from align.durable.files import to_json
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, IMAGES, parts_of, pattern_of
@@ -56,11 +57,6 @@ def text_lines(report: DiffReport) -> Iterator[str]:
                 yield f"              such as {describe(move.examples[0])}"
         if len(moves) > _SHOWN_LINES:
             yield f"  and {len(moves) - _SHOWN_LINES} more kinds, see --json"
-    rows = report.by_rule()
-    if rows:
-        yield ""
-        yield "rules: pairs that each drops first"
-        yield from (f"  {rule:<32}  {was:>10,} -> {now:>10,}" for rule, was, now in rows)
     if report.distances:
         yield ""
         yield "kept pairs: share that moved to another bucket"
@@ -71,11 +67,7 @@ def text_lines(report: DiffReport) -> Iterator[str]:
 def describe(pair: ChangedPair) -> str:
     """A pair in one short phrase: its text, key and address."""
     key = pair.key_after or pair.key_before
-    return f"{_shortened(pair.text)!r} ({key}, {_shortened(pair.url)})"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
+    return f"{cut(pair.text, _SHOWN_CHARACTERS)!r} ({key}, {cut(pair.url, _SHOWN_CHARACTERS)})"
 
 
 #: Example pairs for each change of state.
@@ -248,12 +240,6 @@ class DiffReport(_Frozen):
     def others(self) -> list[StateChange]:
         """The changes of pairs that are kept neither before nor after."""
         return [move for move in self.moves if KEPT not in (move.before, move.after)]
-
-    def by_rule(self) -> list[tuple[str, int, int]]:
-        """(reason, pairs before, pairs after) for each reason whose number of pairs changed."""
-        states = sorted((self.before.states.keys() | self.after.states.keys()) - {KEPT})
-        rows = [(state, self.before.states.get(state, 0), self.after.states.get(state, 0)) for state in states]
-        return [row for row in rows if row[1] != row[2]]
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -90,11 +90,6 @@ def digest(*modules: str) -> str:
     return total.hexdigest()
 
 
-def says(source: str) -> str:
-    """What a module does, as text: equal for two modules that differ only in words and layout. Raises SyntaxError."""
-    return "".join(_said(ast.parse(source)))
-
-
 def _closure(module: str, neutral: frozenset[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     waiting, seen = [module], set(neutral)

@@ -180,7 +180,7 @@ def _json_file(folder):
     from align.formats.raw import read_raw_manifest
     from align.formats.shards import read_manifest
     from align.formats.verdict import require_passed
-    from align.lineage.take_down.stored_tars import stored_tars
+    from align.lineage.take_down.purge_raw import stored_tars
 
     files = (
         ("accepted.json", read_acceptances), ("reference.json", read_reference), ("manifest.json", read_manifest),

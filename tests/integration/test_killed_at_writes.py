@@ -134,7 +134,7 @@ def words_of(project, verb):
 
 def in_mlflow(root):
     """What git's tags, MLflow's database and files say, without times, ids, what belongs to no version, lineage's page
-    (after a kill `align trace --log` draws it), and hidden parts of files that MLflow leaves; and
+    (after a kill it is not made again), and hidden parts of files that MLflow leaves; and
     of each move of the champion only from where to where: of a command that is killed between the alias and its entry
     in the history, the next one says `by hand`, and the reason is lost.
     """

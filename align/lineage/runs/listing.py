@@ -11,7 +11,6 @@ The state of a run:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +20,16 @@ from align.arguments.commands import NUM_SHOWN
 from align.config.infrastructure import HealthConfig
 from align.display.console import duration
 from align.display.progress import read_said
+from align.display.visible import cut
 from align.durable import run_records
 from align.errors import DataError, FormatError
 from align.lineage.runs.run import Run, measured_run, tracked_as_run
-from align.lineage.runs.tables import WIDTH, costs_table, cut, letters, metrics_table, params_table, table_lines
+from align.lineage.runs.tables import WIDTH, costs_table, letters, metrics_table, params_table, table_lines
 from align.services.tracking.address import has_store
 from align.services.tracking.tracked_run import TrackedRun, run_address
-from align.services.tracking.tracker import ENDED, EVALUATION, SOURCE, WHY, Tracker
+from align.services.tracking.tracker import ENDED, EVALUATION, SOURCE, WHY, Tracker, is_called
 
 _STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
-#: The number of characters of a run's id in MLflow that name it.
-_MIN_ID = 8
 
 
 class Runs:
@@ -79,7 +77,7 @@ class Runs:
             DataError: there is none.
         """
         listed, name = self.listed(), words.removeprefix("run/")
-        found = [run for run in listed if name in (run.name, run.flow_run) or is_id_of(run, name)]
+        found = [run for run in listed if run.tracked and is_called(run.tracked, name)]
         if not found:
             known = ", ".join(dict.fromkeys(run.name for run in listed[:NUM_SHOWN])) or "none"
             raise DataError(f"'{words}' is not a run; the newest are: {known}")
@@ -112,11 +110,6 @@ class Runs:
         if liveness == "dead":
             return replace(run, state="killed", why="`align runs --repair` ends it", folder=place)
         return replace(run, state="running", folder=place, doing=_doing(folder))
-
-
-def is_id_of(run: Run, text: str) -> bool:
-    """Whether this is the id of the run in MLflow, or the beginning of it."""
-    return len(text) >= _MIN_ID and run.run_id.startswith(text)
 
 
 def _doing(folder: Path) -> str:
@@ -188,7 +181,7 @@ def as_json(run: Run, pages: Pages) -> dict[str, Any]:
         "mlflow_run": run.run_id or None,
         "links": _links(run, pages),
         "params": dict(run.params),
-        "metrics": {name: dataclasses.asdict(value) for name, value in run.measured().items()},
+        "metrics": {name: value._asdict() for name, value in run.measured().items()},
         "costs": dict(run.costs),
         "digests": dict(run.digests),
     }

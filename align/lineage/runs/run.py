@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from align.config import Params
 from align.config.infrastructure import HealthConfig
@@ -16,7 +17,7 @@ from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.recipe import FinetuneConfig
 from align.config.sections import known_params
 from align.errors import without_logins
-from align.release.registration.shown import DIGESTS, digests_of, metrics_of, table_metrics
+from align.release.registration.shown import DIGESTS, digests_of, measured, metrics_of, table_metrics
 from align.services.git import git_if_any
 from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import BRANCH, CACHED_STAGES, FLOW_RUN, REVISION, Tracker, param_text
@@ -29,8 +30,7 @@ HOURS, SPEED, COST = "device_hours", "pairs_per_s", "cost"
 CACHED = "cached"
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A main metric with its 95 % interval and the chance level, all 0 to 1."""
 
     value: float
@@ -97,11 +97,10 @@ class Run:
 
     def measured(self) -> dict[str, Measured]:
         """The main metrics: recall@10 and accuracies, those that have an interval and a chance level."""
-        parts = ("", "/low", "/high", "/chance")
         return {
-            name: Measured(*(self.metrics[name + part] for part in parts))
-            for name in self.metrics
-            if name.endswith(("/recall@10", "/accuracy")) and all(name + part in self.metrics for part in parts)
+            f"{of}/{metric}": Measured(*numbers)
+            for of, metric, *numbers in measured(self.metrics)
+            if f"/{metric}".endswith(("/recall@10", "/accuracy")) and None not in numbers
         }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from align.display import html
+from align.display.visible import cut
 from align.lineage.runs.run import CACHED, COST, HERE, HOURS, SPEED, STAGES, Run
 
 UNKNOWN = "-"
@@ -222,11 +223,6 @@ def _blocks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
         block.append(column)
         used += widths[column] + _GAP
     yield block
-
-
-def cut(text: str, width: int) -> str:
-    """Text of at most this many characters, cut with an ellipsis."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _cut_left(text: str, width: int) -> str:

@@ -39,8 +39,8 @@ from align.formats.raw import image_spans
 from align.formats.verdict import judged_data
 from align.lineage.take_down.look_into import Wanted, look_into
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
-from align.lineage.take_down.purge import Plan, Purged, plan_purge, purge, words
-from align.lineage.take_down.requests import near_addresses, read_requests
+from align.lineage.take_down.purge import Plan, plan_purge, purge, words
+from align.lineage.take_down.requests import read_requests, without_pairs
 from align.lineage.versions.at_revision import Revisions
 from align.lineage.versions.registered import Registered
 from align.lineage.versions.shard_samples import count_pairs
@@ -80,11 +80,6 @@ def plan_lines(plan: Plan, raw: str, stores: Iterable[ObjectStore]) -> Iterator[
         yield f"to go: {len(plan.tars):,} tars of store.objects"
     for store in stores:
         yield f"to go: {store.name}: {words(Counter(plan.found.here.get(store.name, {}).values()))}"
-
-
-def result_line(result: Purged) -> str:
-    """What was removed from one place, and what is left there."""
-    return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
 
 
 def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], wanted: Wanted) -> Iterator[str]:
@@ -186,8 +181,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     opted_out, num_new = record(paths.policy, requests)
     requested = OptedOut(requests) if files else opted_out
     file = paths.policy / OPTED_OUT
-    show(_recorded(file, requested, num_new if files else None))
-    for line in near_addresses(paths.raw, requested) if files.keys() - {"keys"} else ():
+    num_entries = len(requested.entries)
+    new = f"{num_new} new entries in {file}, {num_entries - num_new} were recorded before"
+    show(new if files else f"{num_entries} entries in {file}")
+    for line in without_pairs(paths.raw, requested) if files.keys() - {"keys"} else ():
         say(f"opt_out: {line}")
     if file.is_file():
         for line in take_down_lines(sha256_file(file), params.section(ServeConfig).poll_s + _MASKING_S):
@@ -233,13 +230,6 @@ def record(policy: Path, requests: Iterable[Entry]) -> tuple[OptedOut, int]:
     return after, num_new
 
 
-def _recorded(file: Path, requested: OptedOut, num_new: int | None) -> str:
-    num_entries = len(requested.entries)
-    if num_new is None:
-        return f"{num_entries} entries in {file}"
-    return f"{num_new} new entries in {file}, {num_entries - num_new} were recorded before"
-
-
 def _purge(
     plan: Plan, paths: PathsConfig, store: StoreConfig, stores: list[ObjectStore], unreachable: Mapping[str, str],
     remaining: Iterable[str],
@@ -247,7 +237,7 @@ def _purge(
     results = []
     for result in purge(plan, paths, store, stores, unreachable):
         results.append(result)
-        show(result_line(result))
+        show(f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else ""))
     if plan.pairs.shared:
         say(f"opt_out: {len(plan.pairs.shared):,} pictures stay: other pairs, which nobody opted out, show them")
     show(*remaining)

@@ -28,9 +28,8 @@ from align.formats.shards import MANIFEST
 from align.formats.verdict import SHARDS
 from align.lineage.take_down.look_into import PAGE, REPORT, Wanted, look_into
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pairs
-from align.lineage.take_down.purge_raw import purge_raw
+from align.lineage.take_down.purge_raw import purge_raw, stored_tars
 from align.lineage.take_down.search import Found, lists_of, search, still_there, what_is_wanted
-from align.lineage.take_down.stored_tars import stored_tars
 from align.services.dvc.commands import dvc, write_code
 from align.services.dvc.outs import stage_of
 from align.services.dvc.stages import read_status

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from align.display.console import track
 from align.durable.files import link, sha256_file, write_text
 from align.durable.work import key_of, work_directory
-from align.errors import DataError
+from align.errors import DataError, FormatError
 from align.formats.policy import OptedOut
 from align.formats.raw import MANIFEST, kept_scan, read_raw_manifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
@@ -30,7 +30,6 @@ from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs
-from align.lineage.take_down.stored_tars import stored_tars
 from align.lineage.versions.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
 
 #: What a purged row says, in addition to its status. The hash stays: the policy knows the picture by it, and it shows
@@ -98,6 +97,25 @@ def purge_raw(
             write_raw_manifest(part, names, manifest.made_with)
         shutil.rmtree(kept_scan(raw), ignore_errors=True)
     return sorted(stale)
+
+
+def stored_tars(folder: Path) -> dict[str, tuple[str, int]]:
+    """The tars that the manifest of a data/raw or data/shards names: path -> (sha256, bytes); empty: it has none.
+
+    Raises:
+        FormatError: it is the manifest of neither folder.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        if "splits" in manifest:
+            rows = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+            return {str(row["path"]): (str(row["sha256"]), int(row["num_bytes"])) for row in rows}
+        return {f"{row['name']}.tar": (str(row["tar_sha256"]), int(row["tar_bytes"])) for row in manifest["shards"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise FormatError(f"{path}: no manifest that this code reads; make the folder again") from None
 
 
 def _shards_to_rewrite(raw: Path, pairs: OptedOutPairs) -> set[str]:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from align.config.paths import PathsConfig
+from align.display.visible import cut
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
-from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
+from align.formats.shards import MANIFEST, SPLITS, Manifest, read_manifest
 from align.formats.verdict import NOT_GATED, SHARDS, TABLES, VERDICT
-from align.lineage.trace.sections import Facts, Picture, Section, State, Table, cut, known, tables
+from align.lineage.trace.sections import Facts, Picture, Section, State, known
 from align.lineage.versions.at_revision import FilesAt
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import SHARD_FILES, StoredSample, samples_of
 from align.lineage.versions.who_saw import not_here
 
 _REPORT = "report.json"
+_WIDTH = 56  # of an address in a title
 #: The number of pairs that are shown of a version of the data.
 NUM_SAMPLES = 4
 
@@ -34,13 +35,13 @@ class Data:
     def __init__(self, files: FilesAt, paths: PathsConfig) -> None:
         self.files, self.paths = files, paths
 
-    def sections(self, tar: tuple[SplitName, Shard] | None = None) -> Iterator[Section]:
-        """All of them; `tar`: which one the trace is about, None for all of the shards."""
+    def sections(self) -> Iterator[Section]:
+        """All of them."""
         yield self.source()
-        yield from self._pairs(tar)
+        yield from self._pairs()
         yield self._funnel()
         yield self.gate()
-        yield self.shards(_of_tar(tar[1]) if tar else (), tar[1].path if tar else "", asked=tar is not None)
+        yield self.shards()
 
     def source(self) -> Section:
         """The source that data/raw was read from, by its manifest and the report of ingest."""
@@ -53,14 +54,14 @@ class Data:
             ("pages", _number(report, "num_pages_in_archive")), ("data/raw", str(manifest.get("digest", ""))[:12]),
         )  # fmt: skip
         archive = made_with.get("archive")
-        title = cut(str(archive)) if archive else "source not recorded"
+        title = cut(str(archive), _WIDTH) if archive else "source not recorded"
         return Section("source", title, facts, missing=self._unless(report, "ingest"))
 
-    def _pairs(self, tar: tuple[SplitName, Shard] | None) -> Iterator[Section]:
+    def _pairs(self) -> Iterator[Section]:
         """How many pairs there are, and a few of them with their pages."""
         report, gone = self._report("ingest"), []
         try:
-            for row, picture in self._rows_of(self._samples(tar)):
+            for row, picture in self._rows_of(self._samples()):
                 yield page_of(row)
                 facts = known(("text", row["caption"]), ("page", row["page_url"]))
                 pictures = (picture,) if picture else ()
@@ -69,32 +70,23 @@ class Data:
             gone.append(f"no pages are shown: {error}")
         if not any(self.files.folder(self.paths.raw, "*.parquet").glob("*.parquet")):
             gone.append(self.files.why_missing(self.paths.raw))
-        statuses = (report or {}).get("statuses") or {}
-        rows = tuple((str(name), int(num)) for name, num in sorted(statuses.items(), key=lambda item: -item[1]))
         facts = known(("pictures", _number(report, "num_images")), ("may be retried", _number(report, "num_retryable")))
         title = f"{_number(report, 'num_pairs') or 'unknown number of'} pairs in {self.paths.raw}"
-        yield Section(
-            "pair", title, facts, missing=tuple(gone), tables=tables(Table("Downloads", ("status", "pairs"), rows))
-        )
+        yield Section("pair", title, facts, missing=tuple(gone))
 
     def _funnel(self) -> Section:
         """What the filter kept and dropped."""
         report = self._report("filter")
         if report is None:
             return Section("decision", "decisions not here", missing=self._unless(report, "filter"))
-        total, kept = int(report.get("num_pairs", 0)), int(report.get("num_kept", 0))
-        rows = tuple(
-            (str(row["reason"]), int(row["num_first"]), int(row["num_remaining"]),
-             int(row["num_remaining"]) / max(total, 1), str(row["drops_where"] or "off"))
-            for row in report.get("funnel") or ()
-        )  # fmt: skip
-        first = sorted(((num, reason) for reason, num, *_ in rows if num), reverse=True)
-        facts = known(
-            ("kept", f"{kept:,} of {total:,}"), ("evaluation sets kept out", _number(report, "num_evaluation_sets")),
-            ("dropped most", ", ".join(f"{reason} {num:,}" for num, reason in first[:4])),
-        )  # fmt: skip
-        funnel = Table("Funnel", ("rule", "drops first", "left", "share left", "drops where"), rows, bar=3)
-        return Section("decision", f"{kept:,} of {total:,} pairs kept", facts, tables=tables(funnel))
+        kept = f"{int(report.get('num_kept', 0)):,} of {int(report.get('num_pairs', 0)):,}"
+        dropped = [
+            (row["reason"], f"drops {row['num_first']:,} first, where {row['drops_where'] or 'not recorded'}")
+            for row in report.get("funnel") or () if row["num_first"]
+        ]  # fmt: skip
+        sets = _number(report, "num_evaluation_sets")
+        facts = known(("kept", kept), ("evaluation sets kept out", sets), *dropped)
+        return Section("decision", f"{kept} pairs kept", facts)
 
     def gate(self) -> Section:
         """The gate before the shards: its verdict, who accepted what, and whether it is about these decisions."""
@@ -115,7 +107,7 @@ class Data:
         title = "passed, with acceptances" if state == "warn" else "passed" if passed else "failed, or of other data"
         return Section("gate", title, facts, state)
 
-    def shards(self, facts: Facts = (), title: str = "", *, asked: bool = False) -> Section:
+    def shards(self, facts: Facts = (), title: str = "") -> Section:
         """The shards, or a part of them with facts and a title of its own; with the verdict of the second gate."""
         manifest = self.manifest
         digest = manifest.digest if manifest else ""
@@ -132,7 +124,7 @@ class Data:
             ("second gate", checked), *(("accepted", line) for line in accepted),
         )  # fmt: skip
         state: State = "bad" if checked == "failed" else "warn" if accepted else ""
-        return Section("shards", title or f"data {digest[:12]}", every, state, self._missing_tars(), asked=asked)
+        return Section("shards", title or f"data {digest[:12]}", every, state, self._missing_tars())
 
     @property
     def manifest(self) -> Manifest | None:
@@ -154,17 +146,15 @@ class Data:
         return (f"of {len(self.manifest.tars):,} tars, {absent:,} are absent; {fetched}"
                 f"{self.files.why_missing(self.paths.shards)}",)  # fmt: skip
 
-    def _samples(self, tar: tuple[SplitName, Shard] | None) -> list[StoredSample]:
-        """A few samples of a tar, or of the first one of the training split that has any and is on this machine."""
+    def _samples(self) -> list[StoredSample]:
+        """A few samples of the first tar of the training split that has any and is on this machine."""
         if self.manifest is None:
             return []
         folder = self.files.folder(self.paths.shards, *SHARD_FILES)
-        split: SplitName = tar[0] if tar else "train"
-        tars = (tar[1],) if tar else self.manifest.splits["train"].shards
-        for shard in tars:
+        for shard in self.manifest.splits["train"].shards:
             if shard.num_images and (folder / shard.path).is_file():
                 chosen = sorted({number * shard.num_images // NUM_SAMPLES for number in range(NUM_SAMPLES)})
-                return list(samples_of(folder, split, shard, chosen))
+                return list(samples_of(folder, "train", shard, chosen))
         return []
 
     def _rows_of(self, samples: Sequence[StoredSample]) -> Iterator[tuple[RawRow, Picture | None]]:
@@ -185,7 +175,7 @@ def page_of(row: RawRow) -> Section:
     """The page in which a pair was found, or the row of a table, which names no page."""
     page, url = row["page_url"] or "", row["url"] or ""
     if page:
-        return Section("page", cut(page.partition("://")[2] or page), known(("page", page)))
+        return Section("page", cut(page.partition("://")[2] or page, _WIDTH), known(("page", page)))
     facts = known(("picture", url), ("page", "not recorded: the source is no web archive"))
     return Section("page", f"row of {cut(url.partition('://')[2] or url, 40)}", facts)
 
@@ -208,14 +198,6 @@ def given_data(digest: str, indexes: Path) -> Section:
     return Section("shards", title, tuple(facts), "warn", tuple(gone))
 
 
-def are_decisions_of(paths: PathsConfig) -> bool:
-    """Whether the checkout's data/filtered is what its shards were made of; true if that is unknown."""
-    made = FilesAt().json(paths.reports / "shard", _REPORT) or {}
-    if not parts_of(paths.filtered, DECISIONS) or "decisions" not in made:
-        return True
-    return bool(made["decisions"] == decisions_digest(paths.filtered))
-
-
 def picture_of(sample: StoredSample, shards: Path) -> Picture | None:
     """A sample's picture, as it was trained on; None if the tar is not here."""
     try:
@@ -224,11 +206,6 @@ def picture_of(sample: StoredSample, shards: Path) -> Picture | None:
             return Picture(file.read(sample.size_bytes), sample.texts[0])
     except OSError:
         return None
-
-
-def _of_tar(shard: Shard) -> Facts:
-    return (("pictures", f"{shard.num_images:,}"), ("pairs", f"{shard.num_pairs:,}"),
-            ("bytes", f"{shard.num_bytes:,}"), ("sha256", shard.sha256))  # fmt: skip
 
 
 def _expectations(report: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,20 +10,17 @@ from pydantic import ValidationError
 
 from align.durable.files import sha256_folder
 from align.formats.image_index import IndexHeader
-from align.lineage.trace.sections import Facts, Section, State, Table, known, tables
+from align.lineage.trace.sections import Facts, Section, State, known
+from align.lineage.versions.at_revision import branch_at
 from align.lineage.versions.registered import DIRTY, Registered
 from align.lineage.versions.who_saw import training_data
 from align.release.registration.shown import measured
-from align.services.git import LOCK_FILE, git_if_any
+from align.services.git import git_if_any
 from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, Version, aliases_of
-from align.services.tracking.tracker import FLOW_RUN, REVISION
+from align.services.tracking.tracker import CACHED_STAGES, FLOW_RUN, REVISION
 
-#: Sections of params.yaml that are the recipe of a model.
-_RECIPE = ("model.", "pretrain.", "finetune.", "seed")
-#: What is most asked of it.
-_BRIEF = ("pretrain.num_steps", "pretrain.batch_size", "finetune.num_steps", "finetune.from")
-#: Other metrics are not shown: a run has hundreds.
-_MAX_METRICS = 40
+#: The parameters that are most asked of a recipe; MLflow has all.
+_RECIPE = ("pretrain.num_steps", "pretrain.batch_size", "finetune.num_steps", "finetune.from")
 
 
 def version_sections(
@@ -72,23 +68,17 @@ def run_section(
     branch = branch or (branch_at(root, commit) if shown else "")
     params, metrics = dict(run.params) if run else {}, registered.metrics(run_id)
     figures = [(f"{of}/{metric}", value, low, high) for of, metric, value, low, high, _ in measured(metrics)]
-    recipe = tuple(sorted((key, value) for key, value in params.items() if key.startswith(_RECIPE)))
     facts = known(
         ("branch", branch), ("commit", f"{revision[:10]}{DIRTY if revision.endswith(DIRTY) else ''} {shown or ''}"),
-        ("dvc.lock", _lock(root, commit if shown else "", tags.get("align.dvc_lock", ""))),
+        ("dvc.lock", tags.get("align.dvc_lock", "")[:12]),
         ("MLflow run", run_id), ("state", run.status.lower() if run else ""),
         ("started", _time(run.started_at) if run else ""), ("Prefect flow run", tags.get(FLOW_RUN)),
-        ("from the cache", tags.get("cached_stages")),
-        ("recipe", ", ".join(f"{key}={params[key]}" for key in _BRIEF if key in params)),
+        ("from the cache", tags.get(CACHED_STAGES)),
+        ("recipe", ", ".join(f"{key}={params[key]}" for key in _RECIPE if key in params)),
         *((name, f"{value:.4f} ({low:.4f} to {high:.4f})") for name, value, low, high in figures[:4]),
     )  # fmt: skip
-    return Section(
-        "run", branch or (run.name if run else "") or run_id[:12] or "run not recorded", facts, missing=tuple(gone),
-        tables=tables(
-            Table("Measured, with 95 % intervals", ("metric", "value", "low", "high"), tuple(figures[:_MAX_METRICS])),
-            Table("Recipe", ("parameter", "value"), recipe),
-        ), asked=asked,
-    )  # fmt: skip
+    title = branch or (run.name if run else "") or run_id[:12] or "run not recorded"
+    return Section("run", title, facts, missing=tuple(gone), asked=asked)
 
 
 def index_section(registered: Registered, index: Path, facts: Facts = ()) -> tuple[Section, Version | None] | None:
@@ -118,29 +108,12 @@ def index_section(registered: Registered, index: Path, facts: Facts = ()) -> tup
     return Section("index", title, every, "good" if is_champion else "warn"), maker
 
 
-def branch_at(root: Path, commit: str) -> str:
-    """The run's branch at a commit; empty: none."""
-    names = git_if_any(root, "for-each-ref", "--format=%(refname:lstrip=2)", f"--points-at={commit}", "refs/heads/run")
-    return next(iter((names or "").splitlines()), "")
-
-
 def _commit(root: Path, revision: str) -> str | None:
     """The commit's day and subject; None if it is not here."""
     if not revision:
         return None
     text = git_if_any(root, "show", "-s", "--format=%cs %s", "--end-of-options", f"{revision}^{{commit}}")
     return text.strip() if text is not None else None
-
-
-def _lock(root: Path, commit: str, digest: str) -> str:
-    """What the tag says of dvc.lock, compared with the commit's."""
-    if not digest:
-        return ""
-    text = git_if_any(root, "show", f"{commit}:{LOCK_FILE}") if commit else None
-    if text is None:
-        return f"{digest[:12]}, which no commit here has"
-    same = hashlib.sha256(text.encode("utf-8")).hexdigest() == digest
-    return f"{digest[:12]}, {'as the commit has it' if same else 'which differs from that of the commit'}"
 
 
 def _time(seconds: float) -> str:

@@ -20,15 +20,6 @@ from align.formats.policy import read_opted_out
 from align.lineage.versions.raw_pairs import RawRow
 
 
-class PairDecision(TypedDict):
-    """The filter's decision; `text` is the normalised text."""
-
-    keep: bool
-    reason: str | None
-    reasons: list[str]
-    text: str
-
-
 class RuleResult(TypedDict):
     """One rule applied to the pair.
 
@@ -38,7 +29,6 @@ class RuleResult(TypedDict):
         drops_where: its condition, with the cut that decided on the pair; None if it was switched off.
         values: the pair's values of the condition's columns.
         verdict: `drops`, `passes`, `off`, or `unknown` before the filter ran.
-        first: whether it is the first rule that drops the pair, the pair's `reason`.
     """
 
     rule: str
@@ -46,7 +36,6 @@ class RuleResult(TypedDict):
     drops_where: str | None
     values: dict[str, Any]
     verdict: str
-    first: bool
 
 
 class PairHistory(TypedDict):
@@ -54,7 +43,7 @@ class PairHistory(TypedDict):
 
     Attributes:
         pair: its row of data/raw, and `raw_shard`.
-        decision: None before the filter ran.
+        decision: its row of the filter's decisions, with the normalised text; None before the filter ran.
         rules: every rule, in the filter's order.
         cuts_line: where the cuts of the rules are not those of today's params.yaml, or not known; else None.
         facts: the values that rules looked at.
@@ -62,7 +51,7 @@ class PairHistory(TypedDict):
     """
 
     pair: RawRow
-    decision: PairDecision | None
+    decision: dict[str, Any] | None
     rules: list[RuleResult]
     cuts_line: str | None
     facts: dict[str, Any]
@@ -87,7 +76,7 @@ def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, 
     entry = read_opted_out(policy).entry(row["url"], row["page_url"], image_id)
     return {
         "pair": row,
-        "decision": None if decision is None else _decision(decision),
+        "decision": decision,
         "rules": [rule_result(code, (used or today).get(code), facts, reasons) for code in RULES],
         "cuts_line": _cuts_line(today, used) if decision else None,
         "facts": facts,
@@ -97,14 +86,9 @@ def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, 
 
 def _image(path: Path, image_id: str | None) -> dict[str, Any]:
     """The row of an image; empty if there is none, or no such file."""
-    if image_id is None or not path.is_file():
-        return {}
-    rows: list[dict[str, Any]] = pq.read_table(path, filters=[("image_id", "==", image_id)]).to_pylist()
-    return rows[0] if rows else {}
-
-
-def _decision(row: dict[str, Any]) -> PairDecision:
-    return {"keep": row["keep"], "reason": row["reason"], "reasons": row["reasons"], "text": row["text"]}
+    found = image_id is not None and path.is_file()
+    rows = pq.read_table(path, filters=[("image_id", "==", image_id)]).to_pylist() if found else []
+    return dict(rows[0]) if rows else {}
 
 
 def _cuts_line(today: dict[str, str | None], used: dict[str, str | None] | None) -> str | None:
@@ -135,7 +119,6 @@ def rule_result(code: str, condition: str | None, facts: dict[str, Any], reasons
         "drops_where": condition,
         "values": {name: facts[name] for name in dict.fromkeys(names) if name in facts},
         "verdict": verdict,
-        "first": bool(reasons) and reasons is not None and reasons[0] == code,
     }
 
 
@@ -145,10 +128,8 @@ def rule_values(values: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "none"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    return repr(value) if isinstance(value, str) else str(value)
+    return "none" if value is None else repr(value)

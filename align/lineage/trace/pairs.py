@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
+from align.display.visible import cut
 from align.errors import AlignError
+from align.formats.indexed_images import ITEMS
 from align.interfaces.store import FetchTar
-from align.lineage.trace.data import Data, are_decisions_of, page_of, picture_of, unknown_data
+from align.lineage.trace.data import Data, page_of, picture_of, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
-from align.lineage.trace.pair_history import PairHistory, look_up, rule_values
-from align.lineage.trace.sections import Section, Table, Trace, cut, known
+from align.lineage.trace.pair_history import PairHistory, RuleResult, look_up, rule_values
+from align.lineage.trace.sections import Section, Trace, known
 from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.registered import Registered
@@ -63,8 +64,6 @@ def trace_pairs(trace: Trace, rows: list[RawRow], around: Surroundings) -> None:
         rows = rows[:MAX_PAIRS]
     here = Data(FilesAt(), paths)
     trace.add(here.source())
-    if not are_decisions_of(paths):
-        trace.notes.append(f"{paths.filtered} is not what {paths.shards} was made of; `dvc repro` makes it again")
     image_ids = frozenset(row["sha256"] for row in rows if row["sha256"])
     samples = _samples(trace, around, image_ids) if digest_of(paths.shards) else []
     stored = {} if samples is None else {paths.shards: samples}  # each data is read once
@@ -144,7 +143,6 @@ def _pair(history: PairHistory, sample: StoredSample | None, paths: PathsConfig,
         ("size", size if row["width"] else ""), ("sha256", row["sha256"]),
         ("stored with", f"pair {row['image_key']}" if row["image_key"] not in (None, row["key"]) else ""),
         ("table", f"{paths.raw}/{row['raw_shard']}.parquet"),
-        ("NSFW", rule_values({"score": facts["nsfw_score"]}) if facts.get("nsfw_score") is not None else ""),
         ("twin", twin and twin + how),
         ("take-down", "opted out by {kind} {value}".format(**history["opted_out"]) if history["opted_out"] else ""),
         ("models", _NO_PICTURE if not row["sha256"] else ""),
@@ -161,20 +159,18 @@ def _decision(history: PairHistory) -> Section:
     decision = history["decision"]
     if decision is None:
         return Section("decision", "not filtered yet", (), "warn", missing=("run `align filter`",))
-    rules = tuple(
-        (one["rule"], "drops first" if one["first"] else one["verdict"], rule_values(one["values"]),
-         one["drops_where"] or "")
-        for one in history["rules"]
-    )  # fmt: skip
-    first = next((one for one in history["rules"] if one["first"]), None)
     facts = known(
-        ("pair", history["pair"]["key"]), ("reasons", ", ".join(decision["reasons"])),
-        ("rule", first["what"] if first else ""), ("drops where", first["drops_where"] if first else ""),
-        ("values", rule_values(first["values"]) if first else ""), ("cuts", history["cuts_line"]),
+        ("pair", history["pair"]["key"]), ("reasons", ", ".join(decision["reasons"])), ("cuts", history["cuts_line"]),
+        *((one["rule"], _applied(one)) for one in history["rules"]),
     )  # fmt: skip
     title = "kept: no rule drops it" if decision["keep"] else f"dropped: {decision['reason']}"
-    table = Table("Rules", ("rule", "verdict", "values", "drops where"), rules)
-    return Section("decision", title, facts, "good" if decision["keep"] else "bad", tables=(table,))
+    return Section("decision", title, facts, "good" if decision["keep"] else "bad")
+
+
+def _applied(rule: RuleResult) -> str:
+    """A rule in one line: its verdict, the pair's values, its cut."""
+    drops = f"drops where {rule['drops_where']}" if rule["drops_where"] else ""
+    return "; ".join(filter(None, (rule["verdict"], rule_values(rule["values"]), drops)))
 
 
 def _verdict(one: SeenBy) -> str:
@@ -225,11 +221,12 @@ def _answer(trace: Trace, every: list[SeenBy], registered: Registered, num_pairs
 
 def _index(trace: Trace, image_ids: frozenset[str], around: Surroundings) -> None:
     index = around.paths.index
+    filters = [("image_id", "in", sorted(image_ids))]
     try:
-        held = _indexed(index / "items.parquet", image_ids)
+        held = pq.read_table(index / ITEMS, columns=["image_id"], filters=filters).num_rows
     except FileNotFoundError:
         return
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         trace.notes.append(f"{index.as_posix()}: unreadable ({error}); run `align index` again")
         return
     found = index_section(around.registered, index, (("holds", f"{held} of the pictures"),)) if held else None
@@ -239,14 +236,3 @@ def _index(trace: Trace, image_ids: frozenset[str], around: Surroundings) -> Non
     trace.add(found[0])
     what = f"{held} of {len(image_ids)} pictures are" if len(image_ids) > 1 else "the picture is"
     trace.answers.append(f"{what} in {index}, made by {dict(found[0].facts)['made by']}")
-
-
-def _indexed(items: Path, image_ids: frozenset[str]) -> int:
-    """How many of the pictures an index holds; reads one column, a row group at a time."""
-    found: set[str] = set()
-    wanted = pa.array(sorted(image_ids), pa.string())
-    file = pq.ParquetFile(items, pre_buffer=False)
-    for batch in file.iter_batches(columns=["image_id"]):
-        column = batch["image_id"]
-        found |= set(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
-    return len(found)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,16 +33,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Numbers, such as a funnel; `bar`: index of a column of shares, 0 to 1."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float, ...], ...]
-    bar: int | None = None
-
-
-@dataclass(frozen=True)
 class Section:
     """One link of the chain.
 
@@ -53,7 +42,6 @@ class Section:
         facts: (label, value), in the order of reading.
         state: whether it is as it should be.
         missing: why something of it is not here, and how to get it; one line each.
-        tables: numbers.
         pictures: such as that of the pair.
         asked: whether it is what was asked for.
     """
@@ -63,7 +51,6 @@ class Section:
     facts: Facts = ()
     state: State = ""
     missing: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     asked: bool = False
 
@@ -94,14 +81,10 @@ class Trace:
         """All, in the order of the chain."""
         return [one for kind in KINDS for one in self._sections if one.kind == kind]
 
-    def has(self, kind: Kind) -> bool:
-        """Whether there is a section of this kind."""
-        return any(one.kind == kind for one in self._sections)
-
     def as_json(self) -> dict[str, Any]:
         """For programs: without the bytes of pictures."""
         return {
-            "schema_version": 2,
+            "schema_version": 3,
             "asked": self.asked,
             "subject": self.subject,
             "answers": self.answers,
@@ -115,31 +98,8 @@ def known(*facts: tuple[str, object]) -> Facts:
     return tuple((label, str(value)) for label, value in facts if value not in (None, ""))
 
 
-def cut(text: str, width: int = 56) -> str:
-    """Foreign text in one line, cut with an ellipsis."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else f"{line[: width - 1]}…"
-
-
-def tables(*some: Table) -> tuple[Table, ...]:
-    """Those that have a row."""
-    return tuple(one for one in some if one.rows)
-
-
-def merged(facts: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Facts by their labels; one may stand twice: two people accepted something."""
-    found: dict[str, str] = {}
-    for label, value in facts:
-        found[label] = f"{found[label]}; {value}" if label in found else value
-    return found
-
-
 def _as_json(section: Section) -> dict[str, Any]:
-    values = {name.name: getattr(section, name.name) for name in dataclasses.fields(section)}
-    shown = {
-        "facts": merged(section.facts),
-        "missing": list(section.missing),
-        "tables": [dataclasses.asdict(table) for table in section.tables],
-        "pictures": [picture.caption for picture in section.pictures],
-    }
-    return values | shown
+    facts: dict[str, str] = {}
+    for label, value in section.facts:  # a label may stand twice: two people accepted something
+        facts[label] = f"{facts[label]}; {value}" if label in facts else value
+    return vars(section) | {"facts": facts, "pictures": [picture.caption for picture in section.pictures]}

@@ -1,34 +1,32 @@
-"""What the words of `align trace` name: a model version, a run, a shard, or pairs by key, address or picture.
+"""What the words of `align trace` name: a model version, a run, or pairs by key, address or picture.
 
-`MODEL@ALIAS`, `MODEL/VERSION`, `RUN`, `SHARD`, `KEY`, `URL`, `IMAGE_ID`; with a kind and a colon before it (`run:demo`)
-only that is meant. Words that could mean more than one of these are refused, with the words that say which is meant.
+`MODEL@ALIAS`, `MODEL/VERSION`, `RUN`, `KEY`, `URL`, `IMAGE_ID`; with a kind and a colon before it (`run:demo`) only
+that is meant. Words that could mean more than one of these are refused, with the words that say which is meant.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 from align.durable.files import sha256_file
 from align.errors import DataError
-from align.formats.shards import SPLITS, Manifest, Shard, SplitName, read_manifest
-from align.lineage.trace.models import branch_at
+from align.lineage.versions.at_revision import branch_at
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.registered import Registered
 from align.services.git import git_if_any
 from align.services.tracking.registry import Version
 from align.services.tracking.tracked_run import TrackedRun
-from align.services.tracking.tracker import FLOW_RUN, REVISION
+from align.services.tracking.tracker import REVISION, is_called
 
-What = Literal["model", "run", "shard", "key", "url", "image"]
-KINDS: tuple[What, ...] = ("model", "run", "shard", "key", "url", "image")
+What = Literal["model", "run", "key", "url", "image"]
+_NAMES: dict[What, str] = {
+    "model": "model version", "run": "run", "key": "key", "url": "address of a picture or page", "image": "picture"
+}  # fmt: skip
 _HEX_DIGITS_OF_SHA256 = 64
-#: The number of characters of a run's MLflow id that name it.
-_MIN_ID = 8
 #: Names as `register.model_name` allows them: MLflow's searches put them in quotes.
 _VERSION = re.compile(r"(?P<model>[\w.\- ]+)/(?P<number>[0-9]{1,9})|(?P<name>[\w.\- ]+)@(?P<alias>[\w.\-]+)")
 
@@ -57,7 +55,6 @@ class Subject:
         title: for people.
         version: of a model.
         run: a run.
-        shard: a tar of the checkout's data/shards, and its split.
         rows: pairs of data/raw.
     """
 
@@ -65,7 +62,6 @@ class Subject:
     title: str
     version: Version | None = None
     run: Run | None = None
-    shard: tuple[SplitName, Shard] | None = None
     rows: tuple[RawRow, ...] = ()
 
 
@@ -80,16 +76,12 @@ class Names:
     Args:
         root: the checkout, whose git has branches of runs.
         raw: data/raw.
-        shards: data/shards.
         registered: name of a model -> what MLflow knows of it.
         default_model: `register.model_name`.
     """
 
-    def __init__(
-        self, root: Path, raw: Path, shards: Path, registered: Callable[[str], Registered], default_model: str
-    ) -> None:
-        self._root, self._raw, self._shards = root, raw, shards
-        self._registered, self._default_model = registered, default_model
+    def __init__(self, root: Path, raw: Path, registered: Callable[[str], Registered], default_model: str) -> None:
+        self._root, self._raw, self._registered, self._default_model = root, raw, registered, default_model
 
     def find(self, words: str) -> Subject:
         """What the words name.
@@ -97,12 +89,12 @@ class Names:
         Raises:
             DataError: nothing, or more than one thing.
         """
-        prefix, colon, rest = words.partition(":")
-        exact = colon and prefix in KINDS and rest
-        groups, value = (((prefix,),), rest) if exact else (_possible(words), words)
-        looks: dict[str, Callable[[str], Iterator[Subject]]] = {
-            "model": self._models, "run": self._runs, "shard": self._tars, "key": self._keys, "url": self._urls,
-            "image": self._images,
+        prefix, _, rest = words.partition(":")
+        exact = next((kind for kind in _NAMES if kind == prefix and rest), None)
+        groups: tuple[tuple[What, ...], ...] = ((exact,),) if exact else _possible(words)
+        value = rest if exact else words
+        looks: dict[What, Callable[[str], Iterator[Subject]]] = {
+            "model": self._models, "run": self._runs, "key": self._keys, "url": self._urls, "image": self._images
         }  # fmt: skip
         for kinds in groups:
             found = [subject for kind in kinds for subject in looks[kind](value)]
@@ -111,7 +103,13 @@ class Names:
             if found:
                 listed = ", ".join(f"{subject.title} (`{_exact(subject, value)}`)" for subject in found)
                 raise DataError(f"'{words}' names more than one thing: {listed}; say which")
-        raise DataError(self._unknown(value, [kind for kinds in groups for kind in kinds]))
+        asked = [kind for kinds in groups for kind in kinds]
+        where = "" if {*asked} <= {"model", "run"} else f" in {self._raw}"
+        if where and not any(self._raw.glob("*.parquet")):
+            where += ", which is empty: run `align ingest` first"
+        if "model" in asked and (problem := self._registered(self._default_model).problem):
+            where += f"; {problem}"
+        raise DataError(f"'{value}' names nothing here: no {', '.join(_NAMES[kind] for kind in asked)}{where}")
 
     def _models(self, value: str) -> Iterator[Subject]:
         match = _VERSION.fullmatch(value)
@@ -132,18 +130,9 @@ class Names:
             yield Subject("run", f"run {name}", run=Run(f"run/{name}", commit.strip(), run))
             return
         for run in tracked if value == name else ():
-            if name in (run.name, run.tags.get(FLOW_RUN)) or (len(name) >= _MIN_ID and run.run_id.startswith(name)):
+            if is_called(run, name):
                 made = run.tags.get(REVISION, "")
                 yield Subject("run", f"run {run.name}", run=Run(branch_at(self._root, made) if made else "", made, run))
-
-    def _tars(self, value: str) -> Iterator[Subject]:
-        try:
-            manifest = read_manifest(self._shards)
-        except DataError:
-            return
-        for split, shard in _all(manifest):
-            if value == shard.path or Path(value).absolute() == (self._shards / shard.path).absolute():
-                yield Subject("shard", f"shard {shard.path}", shard=(split, shard))
 
     def _keys(self, value: str) -> Iterator[Subject]:
         yield from self._pairs("key", "key", value, f"pair {value}")
@@ -163,27 +152,6 @@ class Names:
         if rows := tuple(find_pairs(self._raw, column, [value])):
             yield Subject(what, title, rows=rows)
 
-    def _unknown(self, value: str, kinds: Sequence[str]) -> str:
-        known: list[str] = []
-        why = ""
-        if "model" in kinds:
-            model = self._registered(self._default_model)
-            known += [f"{model.name}@{alias}" for alias in model.aliases]
-            known += [f"{one.name}/{one.number}" for one in model.versions]
-            why = f"; {model.problem}" if model.problem else ""
-        if "run" in kinds:
-            listed = git_if_any(self._root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/run") or ""
-            known += [*listed.splitlines(), *(run.name for run in self._registered(self._default_model).runs)]
-        if "shard" in kinds and (self._shards / "manifest.json").is_file():
-            known += [shard.path for _, shard in _all(read_manifest(self._shards))]
-        words = {"model": "model version", "run": "run", "shard": f"shard of {self._shards}", "key": "key",
-                 "url": "address of a picture or page", "image": "picture"}  # fmt: skip
-        nothing = ", ".join(words[kind] for kind in kinds)
-        where = f" in {self._raw}" if {"key", "url", "image"} & set(kinds) else ""
-        if where and not any(self._raw.glob("*.parquet")):
-            where += ", which is empty: run `align ingest` first"
-        return f"'{value}' names nothing here: no {nothing}{where}{_near(value, known)}{why}"
-
 
 def _possible(words: str) -> tuple[tuple[What, ...], ...]:
     """What words of this form can be. If one of a group is found, later groups are not looked up."""
@@ -191,16 +159,9 @@ def _possible(words: str) -> tuple[tuple[What, ...], ...]:
         return (("url",),)
     if re.fullmatch(rf"[0-9a-f]{{{_HEX_DIGITS_OF_SHA256}}}", words):
         return (("image",),)
-    if words.endswith((".tar", ".jsonl")):
-        return (("shard",),)
     names: tuple[What, ...] = ("model", "run", "key") if _VERSION.fullmatch(words) else ("run", "key")
     # an address may be relative; to look for one reads a whole column
     return (names, ("image",), ("url",)) if Path(words).is_file() else (names, ("url",))
-
-
-def _near(value: str, known: Sequence[str]) -> str:
-    near = get_close_matches(value, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _exact(subject: Subject, value: str) -> str:
@@ -209,9 +170,3 @@ def _exact(subject: Subject, value: str) -> str:
         return f"{subject.what}:{value}"
     run = subject.run
     return f"run:{run.branch or (run.tracked.run_id if run.tracked else value)}"
-
-
-def _all(manifest: Manifest) -> Iterator[tuple[SplitName, Shard]]:
-    for split in SPLITS:
-        for shard in manifest.splits[split].shards if split in manifest.splits else ():
-            yield split, shard

@@ -3,12 +3,10 @@
     align trace align@champion           from the champion back to the web pages
     align trace 000000012                from a pair to the champion; also a URL, or a picture's sha256
     align trace demo                     a run: branch run/demo, an MLflow run id, a Prefect flow run
-    align trace train/00003.tar          a shard, both ways
 
 The answer is a list of sections in the order of the chain. Data, reports and models of another version are read at the
 git revision that the version names. It only reads. A link that is not on this machine says why, and what brings it;
-without MLflow the half of the data is shown. `align register` keeps the page with the run of each new version;
-`--log` does so by hand.
+without MLflow the half of the data is shown. `align register` keeps the page with the run of each new version.
 """
 
 from __future__ import annotations
@@ -26,24 +24,23 @@ from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
-from align.errors import ConfigError, DataError
-from align.formats.shards import GIVEN, MANIFEST, Shard, SplitName, read_manifest
+from align.errors import DataError
+from align.formats.shards import GIVEN, MANIFEST
 from align.lineage.trace.data import Data, given_data, unknown_data
 from align.lineage.trace.models import index_section, run_section, version_sections
-from align.lineage.trace.page import as_page
 from align.lineage.trace.pairs import Surroundings, trace_pairs
 from align.lineage.trace.sections import Section, Trace
+from align.lineage.trace.show import as_page, text_lines
 from align.lineage.trace.subject import Names, Run, Subject, of_version
-from align.lineage.trace.text import text_lines
-from align.lineage.versions.at_revision import FilesAt, Revisions, digest_of
+from align.lineage.versions.at_revision import Revisions, digest_of
 from align.lineage.versions.registered import TRAINED_ON, Registered, revisions_of
 from align.lineage.versions.who_saw import training_data
 from align.services.s3.store import fetcher
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, Version
-from align.services.tracking.tracker import REVISION
+from align.services.tracking.tracker import REVISION, Tracker
 
 #: The page as an artifact of the version's run in MLflow.
-ARTIFACT = Path("lineage/lineage.html")
+ARTIFACT = "lineage/lineage.html"
 
 
 def trace_version(trace: Trace, version: Version, around: Surroundings) -> None:
@@ -69,8 +66,7 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
         trace.notes.append(str(error))
     recorded = digest_of(files.folder(paths.shards, MANIFEST)) if files else None
     digest = tags.get(DATA_DIGEST) or recorded or ""
-    packaged = files.json(paths.reports / "package", "report.json") if files else None
-    model = tags.get(MODEL_DIGEST) or (packaged or {}).get("digest", "")
+    model = tags.get(MODEL_DIGEST)
     data = training_data({DATA_DIGEST: digest, TRAINED_ON: digest, **tags})
     for each in data.digests:
         trace.add(*_of_digest(each, around, data.not_gated, [run.commit] if run.commit else []))
@@ -90,19 +86,6 @@ def trace_run(trace: Trace, run: Run, around: Surroundings) -> None:
     if not versions and not around.registered.problem:
         trace.answers.append("no registered version has its model")
     _index_of(trace, versions, around)
-
-
-def trace_shard(trace: Trace, split: SplitName, shard: Shard, around: Surroundings) -> None:
-    """From a tar of the checkout's data back to its pages, and on to the versions that its data trained."""
-    digest = read_manifest(around.paths.shards).digest
-    trace.add(*Data(FilesAt(), around.paths).sections((split, shard)))
-    saw = [one for one in around.registered.versions if digest in training_data(one.tags).digests]
-    for version in saw:
-        trace.add(*version_sections(around.registered, version, around.root))
-    num_trained = sum(digest in training_data(one.tags).trained_on for one in saw)
-    what = f"trained {num_trained} versions" if num_trained != 1 else "trained 1 version"
-    trace.answers.append(f"its data {what}" if split == "train" else f"split {split} trains no model; its data {what}")
-    _index_of(trace, saw, around)
 
 
 def _of_digest(
@@ -137,8 +120,6 @@ def trace_of(asked: str, subject: Subject, around: Surroundings) -> Trace:
         trace_version(trace, subject.version, around)
     elif subject.run is not None:
         trace_run(trace, subject.run, around)
-    elif subject.shard is not None:
-        trace_shard(trace, *subject.shard, around)
     else:
         trace_pairs(trace, list(subject.rows), around)
     if around.registered.problem:
@@ -150,15 +131,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align trace`.
 
     Raises:
-        ConfigError: --log without a model version.
         DataError: the words name nothing, or more than one thing.
-        ServiceError: --log, and MLflow is unavailable or refuses.
     """
     paths, root, config = params.section(PathsConfig), Path.cwd(), params.section(RegisterConfig)
     registered = cache(lambda name: Registered(name, config.experiment))
-    subject = Names(root, paths.raw, paths.shards, registered, config.model_name).find(args.what)
-    if args.log and subject.version is None:
-        raise ConfigError(f"--log keeps the page of a model version, and '{args.what}' names {subject.title}")
+    subject = Names(root, paths.raw, registered, config.model_name).find(args.what)
     known = registered(subject.version.name if subject.version else config.model_name)
     with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:
         trace = trace_of(args.what, subject, _surroundings(params, Path(folder), known))
@@ -169,11 +146,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         say(f"trace: {args.html} written")
     if args.json:
         show_json(to_json(trace.as_json()))
-    elif not args.log:
+    else:
         show(*text_lines(trace))
-    if args.log and subject.version is not None:
-        _log(known, subject.version, as_page(trace))
-        show(f"{ARTIFACT} of run {subject.version.run_id}, {subject.title}")
 
 
 def log_page(params: Params, version: Version) -> None:
@@ -186,7 +160,7 @@ def log_page(params: Params, version: Version) -> None:
     with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:
         around = _surroundings(params, Path(folder), known)
         trace = trace_of(f"{version.name}/{version.number}", of_version(version), around)
-    _log(known, version, as_page(trace))
+    Tracker().log_text(version.run_id, as_page(trace), ARTIFACT)
 
 
 def _surroundings(params: Params, scratch: Path, registered: Registered) -> Surroundings:
@@ -196,17 +170,3 @@ def _surroundings(params: Params, scratch: Path, registered: Registered) -> Surr
         root, params.section(PathsConfig), params.section(FilterConfig), Revisions(root, scratch), registered,
         fetcher(store), store.cache / GIVEN,
     )  # fmt: skip
-
-
-def _log(registered: Registered, version: Version, page: str) -> None:
-    """Keeps the page with the version's run. A new page replaces the earlier one.
-
-    Raises:
-        DataError: the version names no run.
-        ServiceError: MLflow is unavailable or refuses.
-    """
-    if not version.run_id:
-        raise DataError(f"version {version.number} names no run in MLflow, so there is no place for its page")
-    with tempfile.TemporaryDirectory(prefix="align-") as folder:
-        write_text(Path(folder) / ARTIFACT.name, page)
-        registered.log_page(version.run_id, Path(folder), ARTIFACT.parent.as_posix())

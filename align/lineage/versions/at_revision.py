@@ -16,9 +16,6 @@ from align.formats.shards import MANIFEST, read_manifest
 from align.services.dvc.revision import RevisionFiles
 from align.services.git import LOCK_FILE, git_if_any
 
-#: Files that are worth a question to DVC's remote while somebody looks at a version.
-_SMALL = ".json"
-
 
 class FilesAt:
     """The files of a checkout. `RecordedFiles` are those of a revision.
@@ -58,10 +55,6 @@ class FilesAt:
             return None
         return values if isinstance(values, dict) else None
 
-    def reports(self, reports: Path) -> list[Path]:
-        """The reports of all stages, as `folder` takes them."""
-        return sorted(path.parent.relative_to(self._root) for path in (self._root / reports).glob("*/metrics.json"))
-
     def why_missing(self, out: Path) -> str:
         """Why a file of an out is not here, and how to get it; one line."""
         return f"{out} is not in this checkout, or not whole; `dvc checkout {out}` or `dvc repro` makes it"
@@ -73,7 +66,7 @@ class RecordedFiles(FilesAt):
     def __init__(self, root: Path, revision: str, scratch: Path) -> None:
         super().__init__(scratch)
         self._files = RevisionFiles(root, revision)
-        self.where = f"as of {_branch(root, revision) or revision[:40]}"
+        self.where = f"as of {branch_at(root, revision) or revision}"
 
     def folder(self, out: Path, *patterns: str, fetch: bool = False) -> Path:
         """See `FilesAt`."""
@@ -85,13 +78,9 @@ class RecordedFiles(FilesAt):
             if cached.is_file():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(cached.absolute())
-            elif fetch or name.endswith(_SMALL):
+            elif fetch or name.endswith(".json"):
                 self._files.fetch(f"{out.as_posix()}/{name}", link)
         return folder
-
-    def reports(self, reports: Path) -> list[Path]:
-        """See `FilesAt`."""
-        return list(map(Path, self._files.folders(reports.as_posix())))
 
     def why_missing(self, out: Path) -> str:
         """See `FilesAt`."""
@@ -159,7 +148,7 @@ def digest_of(shards: Path) -> str | None:
         return None
 
 
-def _branch(root: Path, commit: str) -> str:
-    """The run's branch at a commit, else another name that git has for it; empty: none."""
-    where = ("--format=%(refname:lstrip=2)", f"--points-at={commit}", "refs/heads/run", "refs/heads", "refs/tags")
-    return next(iter((git_if_any(root, "for-each-ref", *where) or "").splitlines()), "")
+def branch_at(root: Path, commit: str) -> str:
+    """The run's branch at a commit; empty: none."""
+    names = git_if_any(root, "for-each-ref", "--format=%(refname:lstrip=2)", f"--points-at={commit}", "refs/heads/run")
+    return next(iter((names or "").splitlines()), "")

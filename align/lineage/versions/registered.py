@@ -6,12 +6,10 @@ by which data that trained it earlier is found. Without MLflow there is one line
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 
-from align.errors import RefusedError, ServiceError
+from align.errors import ServiceError
 from align.release.registration.shown import all_metrics
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, Version, aliases_of
@@ -101,19 +99,12 @@ class Registered:
         except ServiceError:
             return {}
 
-    def log_page(self, run_id: str, folder: Path, name: str) -> None:
-        """Uploads a folder as artifacts of a run. Raises ServiceError."""
-        if self._tracker is None:
-            raise RefusedError(self.problem)
-        self._tracker.log_folder(run_id, folder, name)
-
 
 def revisions_of(version: Version) -> Iterator[str]:
     """Where git may have what a version was made from: the commit of its run, and the tag that keeps it."""
     if revision := _revision(version.tags):
         yield revision
-    name = re.sub(r"[^\w-]+", "-", version.name)  # as `align register` spells it
-    yield f"refs/tags/align/{name}/v{version.number}"
+    yield f"refs/tags/{version.git_tag}"
 
 
 def _revision(tags: Mapping[str, str]) -> str:

@@ -45,9 +45,6 @@ _OBEYED = {
 }
 
 
-#: Of a file of the shards, by its ending.
-
-
 def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
     """The card of data/shards, Croissant 1.0 as JSON-LD. Addresses of files are relative to that folder.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from align.display.report import reported
 from align.display.visible import markdown_table, plain_markdown
@@ -23,24 +22,8 @@ CARD = "model_card.md"
 MAX_DESCRIPTION = 5000
 #: Metrics of the card, of each set.
 _SHOWN = ("image_to_text/recall@10", "text_to_image/recall@10", "zero_shot/accuracy", "knn/accuracy")
-#: Parameter -> the paper's value (section 5, main model).
-_PAPER = {
-    "model.image_tower": "EfficientNet-L2",
-    "model.text_tower": "BERT-Large",
-    "model.embed_width": "1376",
-    "model.image_px": "289",
-    "model.temperature_init": "1.0",
-    "pretrain.num_steps": "1,200,000",
-    "pretrain.batch_size": "16,384",
-    "pretrain.optimiser": "lamb",
-    "pretrain.learning_rate": "0.001",
-    "pretrain.weight_decay": "1e-05",
-    "pretrain.label_smoothing": "0.1",
-    "pretrain.crop_scale": "none",
-    "pretrain.phrase_dropout": "none",
-    "finetune.num_steps": "3,000 to 6,000",
-    "finetune.learning_rate": "1e-05",
-}
+#: Sections of params.yaml that are the recipe.
+_RECIPE = ("model.", "pretrain.", "finetune.")
 _LIMITS = (
     "It knows the words and the kinds of pictures that it was trained on, and little else; the sets above are small "
     "samples of them.",
@@ -98,7 +81,7 @@ class ModelCard:
         yield "## Use\n\n" + self._use()
         yield "## Data\n\n" + self._data()
         yield "## Limits\n\n" + "\n".join(f"* {line}" for line in _LIMITS)
-        yield "## Recipe, and the paper's\n\n" + self._recipe()
+        yield "## Recipe\n\n" + self._recipe()
         yield "## Licences\n\n" + (
             "The code in its folder: Apache-2.0. The pictures and texts that it was trained on have licences of "
             "their own, and stay with their owners; `align trace` says where each comes from, and `align opt_out` "
@@ -110,8 +93,8 @@ class ModelCard:
         lines = [
             f"Promote it with `align promote --version {self.number}`, or by `promote-a-version` in Prefect: they ask "
             'every gate. MLflow\'s own button "Promote model" asks none.',
-            f"An ALIGN dual encoder (Jia et al., ICML 2021): one tower for pictures, one for texts, width "
-            f"{self._param('model.embed_width')}. The dot product of two embeddings is their cosine.",
+            "An ALIGN dual encoder (Jia et al., ICML 2021): one tower for pictures, one for texts. The dot product of "
+            "two embeddings is their cosine.",
         ]
         if imported := tags.get("align.imported_from"):
             lines.append(f"It was imported from {plain_markdown(imported)} and fine-tuned.")
@@ -168,8 +151,9 @@ class ModelCard:
         return "\n\n".join(lines)
 
     def _recipe(self) -> str:
-        rows = [[f"`{key}`", self._param(key), paper] for key, paper in _PAPER.items() if key in self._flat()]
-        return markdown_table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
+        recipe = [(key, value) for key, value in self.results.params.items() if key.startswith(_RECIPE)]
+        rows = [[f"`{key}`", str(value)] for key, value in recipe]
+        return markdown_table(["parameter", "value"], rows).replace(r"\`", "`")  # ours, around the names
 
     def _use(self) -> str:
         return (
@@ -182,21 +166,6 @@ class ModelCard:
             'for text in texts["text_embedding"]]))\n'
             "```"
         )
-
-    def _flat(self) -> Mapping[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in self.results.params.items():
-            for known in _PAPER:
-                if key == known:
-                    flat[known] = value
-                elif key.startswith(f"{known}."):  # a tower given by its shape
-                    flat[known] = f"{flat[known]}, " if known in flat else ""
-                    flat[known] += f"{key.rpartition('.')[2]} {value}"
-        return flat
-
-    def _param(self, key: str) -> str:
-        value = self._flat().get(key, "not recorded")
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else plain_markdown(str(value))
 
 
 def _joined(sections: Iterable[str]) -> str:

@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,9 +78,8 @@ def keep_in_git(root: Path, version: Version, revision: str, lock: str) -> str |
     is_uncommitted = made is None and (root / LOCK_FILE).is_file()
     if is_uncommitted:
         made = git(root, "hash-object", LOCK_FILE)
-    base = re.sub(r"[^\w-]+", "-", version.name)
     for number in itertools.count(1):
-        name = f"align/{base}/v{version.number}" + (f"-{number}" if number > 1 else "")
+        name = version.git_tag + (f"-{number}" if number > 1 else "")
         tagged = _id(root, f"refs/tags/{name}^{{commit}}")
         if tagged is None:
             break
@@ -342,7 +340,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         try:
             args.log_page(params, version)
         except Exception as error:  # noqa: BLE001 - whatever fails, the version is registered
-            say(f"note: no lineage page: {error}; `align trace {version.name}/{version.number} --log` draws it")
+            say(f"note: no lineage page: {error}; `align trace {version.name}/{version.number} --html FILE` draws it")
     say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
     show(f"{VERDICT}{args.outlook(params, Tracker(), version)}")
     how = "registered" if done.created else "registered before: the model is the same"

@@ -32,13 +32,6 @@ class RevisionFiles:
         except Exception as error:  # noqa: BLE001 (DVC's, git's and YAML's own: in any case the commit cannot be read)
             raise DataError(f"DVC cannot read '{revision}' in {root}: {one_line(error)}") from None
 
-    def folders(self, folder: str) -> list[str]:
-        """The outs in a folder, such as all reports; empty if there are none."""
-        try:
-            return sorted(str(path) for path in self._fs.ls(folder, detail=False) if self._fs.isdir(path))
-        except FileNotFoundError:
-            return []
-
     def files(self, out: str) -> dict[str, Path]:
         """Path within an out -> its place in DVC's cache, where it need not be. Empty: the commit has no such out, or
         the list of its files is neither in the cache nor in the remote.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ class Version:
     number: int
     run_id: str
     tags: Mapping[str, str]
+
+    @property
+    def git_tag(self) -> str:
+        """The tag in git that keeps what it was made from."""
+        name = re.sub(r"[^\w-]+", "-", self.name)
+        return f"align/{name}/v{self.number}"
 
 
 class Registry:

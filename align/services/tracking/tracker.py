@@ -40,6 +40,8 @@ WHY, BRANCH, REVISION, CACHED_STAGES = "align.why", "align.branch", "align.git_r
 PARENT, SOURCE = "mlflow.parentRunId", "mlflow.source.name"
 EVALUATION = "align evaluate"
 
+#: So many characters of a run's id name it.
+_MIN_ID = 8
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -53,6 +55,11 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 #: Of a request: MLflow accepts 1000 points and 100 parameters.
 _POINTS_AT_ONCE = 500
 _PARAMS_AT_ONCE = 100
+
+
+def is_called(run: TrackedRun, words: str) -> bool:
+    """Whether the words name a run: its name, its id in Prefect, or its id in MLflow or the beginning of it."""
+    return words in (run.name, run.tags.get(FLOW_RUN)) or (len(words) >= _MIN_ID and run.run_id.startswith(words))
 
 
 def metric_name(name: str) -> str:

@@ -18,9 +18,8 @@ from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_ou
 from align.formats.raw import iter_images, kept_scan, raw_shards, read_table
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
-from align.lineage.take_down.purge_raw import purge_raw
+from align.lineage.take_down.purge_raw import purge_raw, stored_tars
 from align.lineage.take_down.requests import read_requests
-from align.lineage.take_down.stored_tars import stored_tars
 from align.lineage.versions.who_saw import SeenBy
 from align.services.git import git
 from align.services.s3.store import fetcher, keep_tar

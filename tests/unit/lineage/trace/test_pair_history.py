@@ -1,7 +1,6 @@
 """What is known of a pair, which `align trace` says first, on a hand-made data/raw, data/filtered and data/shards."""
 
 import json
-import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,7 +60,8 @@ def rule(history, code):
 
 def test_a_kept_pair_has_its_values_and_cuts(data):
     history = explained(data, ALSO_KEPT)
-    assert history["decision"] == {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
+    expected = {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
+    assert history["decision"].items() >= expected.items()
     assert history["pair"]["page_url"] == "https://example.org/"
     assert [one["rule"] for one in history["rules"]] == list(RULES)
     assert {one["verdict"] for one in history["rules"]} == {"passes", "off"}
@@ -77,7 +77,7 @@ def test_a_dropped_pair_says_by_what_first(data):
     history = explained(data, SHORT)
     assert history["decision"]["reason"] == "text_too_short"
     short = rule(history, "text_too_short")
-    assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
+    assert (short["verdict"], short["values"]) == ("drops", {"num_words": 1})
     assert rule(history, "text_too_long")["verdict"] == "passes"
 
 
@@ -133,7 +133,7 @@ def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(data, capsys
     assert main(command(data, SHORT)) == 0
     said = capsys.readouterr()
     assert "  decision              dropped: text_too_short\n" in said.out and "no MLflow here" in said.err
-    assert re.search(rf"text_too_short +drops first +num_words = 1 +num_words < {THRESHOLDS.min_words}\n", said.out)
+    assert f"text_too_short      drops; num_words = 1; drops where num_words < {THRESHOLDS.min_words}\n" in said.out
     assert "    twin                test image vendor/8, equal bytes or hashes\n" in said.out
     assert main(command(data, KEPT)) == 0
     assert "    twin                test image vendor/7, cosine 0.9812\n" in capsys.readouterr().out

@@ -6,9 +6,8 @@ from html.parser import HTMLParser
 
 from align.display.html import policy
 from align.durable.files import to_json
-from align.lineage.trace.page import as_page
-from align.lineage.trace.sections import KINDS, Picture, Section, Table, Trace, known
-from align.lineage.trace.text import text_lines
+from align.lineage.trace.sections import KINDS, Picture, Section, Trace, known
+from align.lineage.trace.show import as_page, text_lines
 
 EVIL = """</title></svg><script>alert(1)</script><img src=x onerror="alert('2')">\u202e" onmouseover='x' \x00 ]]>"""
 GONE = "data ffff is not here; `git fetch --all`"
@@ -20,8 +19,7 @@ def evil_trace():
     for kind in reversed(KINDS):
         trace.add(Section(
             kind, EVIL, ((EVIL, EVIL), ("page", f"https://host/{EVIL}"), ("page", "javascript:alert(1)")),
-            missing=(EVIL,), tables=(Table(EVIL, (EVIL,), ((EVIL,),)),), pictures=(Picture(b"\xff\xd8\xff", EVIL),),
-            asked=kind == "pair",
+            missing=(EVIL,), pictures=(Picture(b"\xff\xd8\xff", EVIL),), asked=kind == "pair",
         ))  # fmt: skip
     return trace
 
@@ -62,18 +60,18 @@ def test_the_policy_allows_the_style_of_this_page_and_nothing_else():
 def test_text_json_and_page_print_the_same_sections_in_the_order_of_the_chain():
     trace = Trace("x", "pair 7", answers=["trained on it: align version 1"])
     facts = known(("branch", "run/x"), ("empty", ""), ("none", None))
-    run = Section("run", "run 1", facts, tables=(Table("Recipe", ("key", "value"), (("steps", 1000),)),), asked=True)
+    run = Section("run", "run 1", facts, asked=True)
     trace.add(run, Section("shards", "data ffff", missing=(GONE,)), run)
     lines = list(text_lines(trace))
     assert lines[:2] == ["pair 7: where it comes from, and where it went", "  trained on it: align version 1"]
     assert [line for line in lines if line.startswith(">")] == ["> training run          run 1"]
     assert lines[3:5] == ["  shards                data ffff", f"    not here, because   {GONE}"]
-    assert lines[-3:] == ["    Recipe", "      key    value", "      steps  1,000"]
+    assert lines[-1] == "    branch              run/x"
     assert not any("none" in line or "empty" in line for line in lines)
     values = json.loads(to_json(trace.as_json()))
     assert [(one["kind"], one["asked"]) for one in values["sections"]] == [("shards", False), ("run", True)]
     page = as_page(trace)
-    for text in ("data ffff", GONE, "run 1", "run/x", "1,000"):
+    for text in ("data ffff", GONE, "run 1", "run/x"):
         assert text.replace("`", "`") in page
     assert page.index("data ffff") < page.index("run 1")
 
@@ -81,5 +79,5 @@ def test_text_json_and_page_print_the_same_sections_in_the_order_of_the_chain():
 def test_json_has_every_section_and_of_pictures_the_text():
     values = json.loads(to_json(evil_trace().as_json()))
     assert [one["kind"] for one in values["sections"]] == list(KINDS)
-    assert values["schema_version"] == 2
+    assert values["schema_version"] == 3
     assert all(one["pictures"] == [EVIL] and one["facts"]["page"].count("; ") >= 1 for one in values["sections"])

@@ -84,13 +84,3 @@ def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data, capsys):
     values = traced(capsys, ALSO_KEPT)
     assert titles(values)["decision"] == ["kept: no rule drops it"]
     assert any("00000.tar: cut off or damaged" in note for note in values["notes"])
-    values = traced(capsys, "train/00000.tar")
-    assert titles(values)["gate"] == ["verdict not here"]
-    assert "no pages are shown" in str([one["missing"] for one in values["sections"]])
-
-
-def test_log_needs_a_model_version(data, capsys):
-    assert main(["trace", KEPT, "--log"]) == 1
-    assert "--log keeps the page of a model version" in capsys.readouterr().err
-    assert main(["trace", "align@champion", "--log"]) == 1
-    assert "no MLflow here" in capsys.readouterr().err

@@ -25,10 +25,10 @@ def shards(tmp_path):
     return small_data.write_shards(tmp_path, num_val=5)
 
 
-def test_few_pictures_are_found_as_many_are(shards):
+def test_the_samples_of_some_pictures_are_found(shards):
     samples = list(iter_stored_samples(shards))
     assert len(samples) == 20
-    for number in (1, 3, 15):  # above eight, every sample is parsed
+    for number in (3, 15):
         chosen = frozenset(sample.image_id for sample in samples[-number:])
         assert list(iter_stored_samples(shards, None, chosen)) == samples[-number:]
         assert count_pairs(shards, chosen) == {"val": 5, "train": number - 5} if number > 5 else {"val": number}
@@ -40,9 +40,8 @@ def test_few_pictures_are_found_as_many_are(shards):
         assert file.read(first.size_bytes)[:2] == b"\xff\xd8"
 
 
-@pytest.mark.parametrize("number", [1, 12], ids=["few", "many"])
-def test_a_tar_that_is_cut_off_is_no_answer(shards, number):
-    chosen = frozenset(sample.image_id for sample in list(iter_stored_samples(shards))[-number:])
+def test_a_tar_that_is_cut_off_is_no_answer(shards):
+    chosen = frozenset(sample.image_id for sample in list(iter_stored_samples(shards))[-1:])
     tar = shards / "train/00000.tar"
     tar.write_bytes(tar.read_bytes()[:9000])
     with pytest.raises(CorruptError, match=r"00000\.tar: cut off or damaged"):

@@ -11,7 +11,7 @@ import pytest
 from align.durable.files import sha256_file
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import Shard, local_tar
-from align.lineage.take_down.stored_tars import stored_tars
+from align.lineage.take_down.purge_raw import stored_tars
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, fetcher, keep_tar
 from tests.support.local_store import config, touch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import Checkpointing, Locked, ModelConfig
-from align.config.recipe import FinetuneConfig, PretrainConfig
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.display.console import duration, show, show_json
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
@@ -45,14 +46,24 @@ CARDS: dict[str, Card | None] = {
 }  # fmt: skip
 #: Shares of a card's peak and bandwidth that training reaches; docs/scale.md has the rates that they come from.
 OF_PEAK, OF_BANDWIDTH = 0.6, 0.4
+#: TF32's peak, relative to bfloat16's.
+TF32 = 0.5
 #: Pictures that a core decodes and crops in a second, and their side (docs/scale.md).
 _DECODED_PER_S, _DECODED_PX = 2145, 346
 
 
-def seconds(work: Work, card: Card, share_of_peak: float = 1.0) -> float:
-    """How long a card takes for it."""
+def limited(work: Work, card: Card, share_of_peak: float = 1.0) -> tuple[float, float, float]:
+    """Operations where the peak limits a card, bytes where its bandwidth does, and the seconds that both take."""
     peak, bandwidth = card.tflops * 1e12 * share_of_peak * OF_PEAK, card.tb_per_s * 1e12 * OF_BANDWIDTH
-    return sum(max(operations / peak, moved / bandwidth) for _, operations, moved in work.done)
+    by_peak = sum(operations for _, operations, moved in work.done if operations / peak > moved / bandwidth)
+    by_bandwidth = sum(moved for _, operations, moved in work.done if operations / peak <= moved / bandwidth)
+    return by_peak, by_bandwidth, by_peak / peak + by_bandwidth / bandwidth
+
+
+def fitting(recipe: Recipe, config: ModelConfig, num_cards: int) -> Recipe:
+    """The recipe with the nearest batch that divides among the cards, in the groups of both towers and of the loss."""
+    unit = num_cards * math.lcm(config.batch_norm_group, recipe.num_groups)
+    return recipe.model_copy(update={"batch_size": max(round(recipe.batch_size / unit), 1) * unit})
 
 
 def card_named(text: str) -> Card | None:
@@ -87,15 +98,18 @@ def _step(
 def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, Any]]:
     """`stage -> {num_pairs, pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
 
+    A batch that does not divide among the cards is the nearest one that does.
+
     Raises:
-        ConfigError: the batch does not divide into so many ranks.
+        ConfigError: values of a recipe contradict each other.
     """
     vocab_size = params.section(FitTokenizerConfig).vocab_size
     found = {}
-    for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
-        if not recipe.num_steps:
+    for asked in (params.section(PretrainConfig), params.section(FinetuneConfig)):
+        if not asked.num_steps:
             continue
-        config = recipe.trained(params.section(ModelConfig))
+        config = asked.trained(params.section(ModelConfig))
+        recipe = fitting(asked, config, num_cards)
         if wrong := recipe.against(config, 1, num_cards):
             raise ConfigError(wrong)
         need = estimate(count(config, vocab_size, recipe, on_gpu=True), recipe, num_ranks=num_cards)
@@ -104,44 +118,61 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
         how = recipe.gradient_checkpointing, recipe.locked, kind, compiles(recipe, on_gpu=True)
         work = _step(config, vocab_size, how, pairs, recipe.micro_batch is not None)
         num_pairs = recipe.num_steps * recipe.batch_size
-        taken_s = num_pairs / num_cards / pairs * seconds(work, card, 1.0 if half else 0.5)  # TF32's peak is half
-        decoding_s = num_pairs / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2
+        operations, moved, taken_s = (each / pairs for each in limited(work, card, 1.0 if half else TF32))
         found[recipe.section] = {
-            "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,
-            "loader_cores": decoding_s / taken_s, "rank_bytes": need.rank_bytes,
+            "num_steps": recipe.num_steps, "batch_size": recipe.batch_size, "batch_size_asked": asked.batch_size,
+            "num_pairs": num_pairs, "pairs_per_s": num_cards / taken_s, "picture_px": config.resize_px,
+            "loader_cores": num_cards / taken_s / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2,
+            "rank_bytes": need.rank_bytes, "state_bytes": need.state_bytes, "pairs_at_a_time": pairs,
+            "activation_bytes_per_pair": need.activation_bytes_per_pair, "share_of_peak": 1.0 if half else TF32,
             "operations_per_pair": sum(each[1] for each in work.done) / pairs,
             "bytes_per_pair": sum(each[2] for each in work.done) / pairs,
+            "operations_limited_by_peak": operations, "bytes_limited_by_bandwidth": moved,
         }  # fmt: skip
     return found
+
+
+def _figure(number: float) -> str:
+    """Three digits, so that what follows from a printed number is near."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
 
 
 def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> None:
     """Prints what training takes on the cards `asked`, such as 8xH100.
 
     Raises:
-        ConfigError: no such cards are known here, or the batch does not divide among them.
+        ConfigError: no such cards are known here, or values of a recipe contradict each other.
     """
     match = re.fullmatch(r"([1-9]\d*)x(.+)", asked)
     if match is None or (card := card_named(match[2])) is None:
         known = ", ".join(name.replace(" ", "-") for name, each in CARDS.items() if each)
         raise ConfigError(f"--for {asked}: expected such as 8xH100; known are {known}")
-    found = reckon(params, card, int(match[1]))
+    num_cards = int(match[1])
+    found = reckon(params, card, num_cards)
     lines = [f"{asked}: {card.num_gb:g} GB, {card.tflops:g} TFLOP/s and {card.tb_per_s:g} TB/s each"]
     for stage, one in found.items():
         short = "" if one["rank_bytes"] < card.num_gb * 1e9 else f", too much: lower {stage}.micro_batch"
+        asked_for, hours = one["batch_size_asked"], one["num_pairs"] / one["pairs_per_s"] / 3600
+        nearest = f"; {stage}.batch_size {asked_for:,} does not fit" if asked_for != one["batch_size"] else ""
+        peak = "peak" if one["share_of_peak"] == 1 else "half peak"
+        cost = "" if price is None else f", {_figure(hours * num_cards * price)} at {price:g} a card and hour"
+        state, each = _figure(one["state_bytes"] / 1e9), _figure(one["activation_bytes_per_pair"] / 1e6)
+        operations, moved = _figure(one["operations_per_pair"] / 1e9), _figure(one["bytes_per_pair"] / 1e6)
+        by_peak = _figure(one["operations_limited_by_peak"] / 1e9)
+        by_bandwidth = _figure(one["bytes_limited_by_bandwidth"] / 1e6)
         lines += [
-            f"{stage}, {one['num_pairs']:,} pairs",
-            f"  a rank  {one['rank_bytes'] / 1e9:,.1f} GB{short}",
-            f"  a pair  {one['operations_per_pair'] / 1e9:,.1f} GFLOP, {one['bytes_per_pair'] / 1e6:,.0f} MB moved",
-            f"  loader  {one['loader_cores']:,.1f} cores in all",
+            f"{stage}, {one['num_steps']:,} steps of {one['batch_size']:,}: {one['num_pairs']:,} pairs{nearest}",
+            f"  a rank  {_figure(one['rank_bytes'] / 1e9)} GB{short}",
+            f"          weights and moments {state} GB, {one['pairs_at_a_time']:,} pairs at a time of {each} MB",
+            f"  a pair  {operations} GFLOP, {moved} MB moved",
+            f"          the {peak} limits {by_peak} GFLOP, the bandwidth {by_bandwidth} MB",
+            f"  loader  {_figure(one['loader_cores'])} cores in all, for pictures of {one['picture_px']} px",
+            f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {duration(hours * 3600)}{cost}",
         ]
-        hours = one["num_pairs"] / one["pairs_per_s"] / 3600
-        cost = "" if price is None else f", {hours * int(match[1]) * price:,.0f} at {price:g} a card and hour"
-        lines.append(f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {duration(hours * 3600)}{cost}")
     lines += [
         "Counted: weights, moments, activations; operations and bytes of both towers, with what is computed again.",
         f"Assumed: each operation reaches {OF_PEAK:.0%} of the peak or {OF_BANDWIDTH:.0%} of the bandwidth; texts have",
-        f"  the most tokens; a core decodes {_DECODED_PER_S:,} pictures of {_DECODED_PX} px a second.",
+        f"  the most tokens; a core decodes {_DECODED_PER_S:,} pictures of {_DECODED_PX} px a second, others by area.",
         "Left out: messages between ranks, loss, optimiser, validation, 1 to 2 GB of the libraries' own in each rank.",
     ]
     if as_json:

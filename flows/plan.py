@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
+from align.config.release import lower_bar
 from align.display.console import say, show, show_json
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.locks import locked
@@ -35,6 +37,9 @@ from flows.run.context import STATE, RunContext, our_program
 from flows.run.supervised import CommandError, run_supervised
 from flows.speeds import TRAINING, UNKNOWN, expected_time
 from flows.states import SHOWN, StageState, read_states
+
+#: Of a recall's lower bound; few small projects reach it.
+_HIGH_BAR = 0.5
 
 
 class Plan(BaseModel):
@@ -124,6 +129,7 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
     warnings += _export(params) if "pretrain" in runs else []
+    warnings += _bar(params, metrics)
     if elsewhere := sorted(runs - here):
         figures["elsewhere"] = f"{', '.join(elsewhere)} in work pool {params.values['cluster']['training_pool']}"
     return Plan(
@@ -165,6 +171,18 @@ def _export(params: Params) -> list[str]:
     width = image_width(model)
     line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
     return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip or onnx"]
+
+
+def _bar(params: Params, metrics: Mapping[str, float]) -> list[str]:
+    """Whether the first promotion asks for a recall that few models reach, among so few test pictures."""
+    evaluate, promote = params.values.get("evaluate", {}), params.values.get("promote", {})
+    num = min(metrics.get("shard/test/num_images", 0), evaluate.get("max_test_images", 0))
+    cuts = [re.fullmatch(r"test/.+/recall@(\d+)", metric) for metric in promote.get("metrics", ())]
+    bars = [promote["min_times_chance"] * min(int(cut[1]) / num, 1) for cut in cuts if cut and num]
+    if max(bars, default=0) <= _HIGH_BAR:
+        return []
+    of = f"a first promotion needs a lower bound of {max(bars):.0%}, {promote['min_times_chance']:g} times chance"
+    return [f"among {num:,.0f} test pictures {of}; {lower_bar('lower')}"]
 
 
 def _is_given(params: Params) -> bool:

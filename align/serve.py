@@ -107,7 +107,9 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
         try:
             require_store()
         except DataError as error:
-            raise DataError(f"{error}; without a registry: `{_without_registry(paths)}`") from None
+            given = f"align serve --ready {READY}" if READY.is_dir() else "dvc repro && align serve --local"
+            command = "align serve --local" if (paths.index / "index.json").is_file() else given
+            raise DataError(f"{error}; without a registry: `{command}`") from None
         source = RegisteredChampion(params.section(RegisterConfig).model_name, Tracker(), paths)
     # Call it before torch is imported, which happens only with a champion; a pool that torch has made does not shrink.
     os.environ.setdefault("OMP_NUM_THREADS", str(model_threads(config)))
@@ -118,13 +120,6 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
         pictures=Pictures(paths.shards, params.section(StoreConfig)),
         pair_of=_PairOf(params),
     )
-
-
-def _without_registry(paths: PathsConfig) -> str:
-    """The command that serves what is here, or makes something to serve."""
-    if (paths.index / "index.json").is_file():
-        return "align serve --local"
-    return f"align serve --ready {READY}" if READY.is_dir() else "dvc repro && align serve --local"
 
 
 def _loaded(release: Release, folders: Folders) -> Served:

@@ -107,8 +107,8 @@ def evaluate(
     """
     if not sets:
         raise DataError(
-            "evaluate: no evaluation set (NAME.tar with NAME.json) and no test split; check paths.evaluation and "
-            "paths.shards; folders of classes are a set that a suite names (`format: folder`, docs/evaluation.md)"
+            "evaluate: no evaluation set (NAME.json) and no test split; check paths.evaluation and paths.shards, or "
+            "name folders of classes in a suite (`format: folder`, docs/evaluation.md)"
         )
     for name, number in Counter(one.name for one in sets).items():
         if number > 1:

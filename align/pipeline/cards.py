@@ -20,7 +20,7 @@ import torch
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import Checkpointing, Locked, ModelConfig
-from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
+from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.display.console import duration, show, show_json
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
@@ -46,8 +46,6 @@ CARDS: dict[str, Card | None] = {
 }  # fmt: skip
 #: Shares of a card's peak and bandwidth that training reaches; docs/scale.md has the rates that they come from.
 OF_PEAK, OF_BANDWIDTH = 0.6, 0.4
-#: TF32's peak, relative to bfloat16's.
-TF32 = 0.5
 #: Pictures that a core decodes and crops in a second, and their side (docs/scale.md).
 _DECODED_PER_S, _DECODED_PX = 2145, 346
 
@@ -58,12 +56,6 @@ def limited(work: Work, card: Card, share_of_peak: float = 1.0) -> tuple[float, 
     by_peak = sum(operations for _, operations, moved in work.done if operations / peak > moved / bandwidth)
     by_bandwidth = sum(moved for _, operations, moved in work.done if operations / peak <= moved / bandwidth)
     return by_peak, by_bandwidth, by_peak / peak + by_bandwidth / bandwidth
-
-
-def fitting(recipe: Recipe, config: ModelConfig, num_cards: int) -> Recipe:
-    """The recipe with the nearest batch that divides among the cards, in the groups of both towers and of the loss."""
-    unit = num_cards * math.lcm(config.batch_norm_group, recipe.num_groups)
-    return recipe.model_copy(update={"batch_size": max(round(recipe.batch_size / unit), 1) * unit})
 
 
 def card_named(text: str) -> Card | None:
@@ -109,7 +101,8 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
         if not asked.num_steps:
             continue
         config = asked.trained(params.section(ModelConfig))
-        recipe = fitting(asked, config, num_cards)
+        unit = num_cards * math.lcm(config.batch_norm_group, asked.num_groups)
+        recipe = asked.model_copy(update={"batch_size": max(round(asked.batch_size / unit), 1) * unit})
         if wrong := recipe.against(config, 1, num_cards):
             raise ConfigError(wrong)
         need = estimate(count(config, vocab_size, recipe, on_gpu=True), recipe, num_ranks=num_cards)
@@ -118,16 +111,17 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
         how = recipe.gradient_checkpointing, recipe.locked, kind, compiles(recipe, on_gpu=True)
         work = _step(config, vocab_size, how, pairs, recipe.micro_batch is not None)
         num_pairs = recipe.num_steps * recipe.batch_size
-        operations, moved, taken_s = (each / pairs for each in limited(work, card, 1.0 if half else TF32))
+        share = 1.0 if half else 0.5  # TF32's peak is half
+        operations, moved, taken_s = (each / pairs for each in limited(work, card, share))
         found[recipe.section] = {
-            "num_steps": recipe.num_steps, "batch_size": recipe.batch_size, "batch_size_asked": asked.batch_size,
+            "num_steps": recipe.num_steps, "batch_size": recipe.batch_size,
             "num_pairs": num_pairs, "pairs_per_s": num_cards / taken_s, "picture_px": config.resize_px,
             "loader_cores": num_cards / taken_s / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2,
             "rank_bytes": need.rank_bytes, "state_bytes": need.state_bytes, "pairs_at_a_time": pairs,
-            "activation_bytes_per_pair": need.activation_bytes_per_pair, "share_of_peak": 1.0 if half else TF32,
+            "activation_bytes_per_pair": need.activation_bytes_per_pair, "share_of_peak": share,
             "operations_per_pair": sum(each[1] for each in work.done) / pairs,
             "bytes_per_pair": sum(each[2] for each in work.done) / pairs,
-            "operations_limited_by_peak": operations, "bytes_limited_by_bandwidth": moved,
+            "limited_by_peak": operations, "limited_by_bandwidth": moved,
         }  # fmt: skip
     return found
 
@@ -152,17 +146,17 @@ def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> N
     lines = [f"{asked}: {card.num_gb:g} GB, {card.tflops:g} TFLOP/s and {card.tb_per_s:g} TB/s each"]
     for stage, one in found.items():
         short = "" if one["rank_bytes"] < card.num_gb * 1e9 else f", too much: lower {stage}.micro_batch"
-        asked_for, hours = one["batch_size_asked"], one["num_pairs"] / one["pairs_per_s"] / 3600
+        hours, asked_for = one["num_pairs"] / one["pairs_per_s"] / 3600, params.values[stage]["batch_size"]
         nearest = f"; {stage}.batch_size {asked_for:,} does not fit" if asked_for != one["batch_size"] else ""
-        peak = "peak" if one["share_of_peak"] == 1 else "half peak"
         cost = "" if price is None else f", {_figure(hours * num_cards * price)} at {price:g} a card and hour"
-        state, each = _figure(one["state_bytes"] / 1e9), _figure(one["activation_bytes_per_pair"] / 1e6)
-        operations, moved = _figure(one["operations_per_pair"] / 1e9), _figure(one["bytes_per_pair"] / 1e6)
-        by_peak = _figure(one["operations_limited_by_peak"] / 1e9)
-        by_bandwidth = _figure(one["bytes_limited_by_bandwidth"] / 1e6)
+        rank, state = (_figure(one[name] / 1e9) for name in ("rank_bytes", "state_bytes"))
+        operations, by_peak = (_figure(one[name] / 1e9) for name in ("operations_per_pair", "limited_by_peak"))
+        moved, by_bandwidth = (_figure(one[name] / 1e6) for name in ("bytes_per_pair", "limited_by_bandwidth"))
+        peak = "peak" if one["share_of_peak"] == 1 else "half peak"
+        each = _figure(one["activation_bytes_per_pair"] / 1e6)
         lines += [
             f"{stage}, {one['num_steps']:,} steps of {one['batch_size']:,}: {one['num_pairs']:,} pairs{nearest}",
-            f"  a rank  {_figure(one['rank_bytes'] / 1e9)} GB{short}",
+            f"  a rank  {rank} GB{short}",
             f"          weights and moments {state} GB, {one['pairs_at_a_time']:,} pairs at a time of {each} MB",
             f"  a pair  {operations} GFLOP, {moved} MB moved",
             f"          the {peak} limits {by_peak} GFLOP, the bandwidth {by_bandwidth} MB",

@@ -69,13 +69,10 @@ def init(directory: Path, params_file: Path, chosen: Mapping[str, Any], *, inges
     """Makes a project; the folder appears complete, or not at all.
 
     Args:
-        directory: absent or empty, or a project that was made with the same values, which stays as it is.
+        directory: absent or empty; or a project of the same values, which stays as it is: then the answer is False.
         params_file: whose values, with their comments, are taken.
         chosen: `section.key` -> the value to have instead.
         ingests: whether `align ingest` is to read `paths.archive`.
-
-    Returns:
-        Whether it was made now.
 
     Raises:
         ConfigError: a parameter is refused.
@@ -97,8 +94,8 @@ def _require_same(directory: Path, params_file: Path, chosen: Mapping[str, Any])
     """Raises DataError if a folder that is in use is no project of these values; later edits of it do not count."""
     if not (directory / DVC_FILE).exists():
         raise DataError(f"{directory}: it is not empty; choose a new folder")
-    first = (git_if_any(directory, "rev-list", "--max-parents=0", "HEAD") or "").strip()
-    if not first or (text := git_if_any(directory, "show", f"{first}:{PARAMS_FILE}")) is None:
+    first = (git_if_any(directory, "rev-list", "--max-parents=0", "HEAD") or "none").strip()
+    if (text := git_if_any(directory, "show", f"{first}:{PARAMS_FILE}")) is None:
         raise DataError(f"{directory}: it is a project already; choose a new folder")
     with TemporaryDirectory(prefix="align-") as scratch:
         then, now = Path(scratch, "then.yaml"), Path(scratch, "now.yaml")
@@ -107,10 +104,9 @@ def _require_same(directory: Path, params_file: Path, chosen: Mapping[str, Any])
         write_params(now, chosen)
         old, new = (flattened(load_params(file).values) for file in (then, now))
     if differ := sorted(key for key in old | new if old.get(key) != new.get(key)):
-        some = ", ".join(differ[:3]) + (", ..." if len(differ) > 3 else "")
+        other = f"made with other values of {', '.join(differ[:3])}{', ...' * (len(differ) > 3)}"
         raise DataError(
-            f"{directory}: it is a project already, made with other values of {some}; edit its {PARAMS_FILE}, or "
-            "choose a new folder"
+            f"{directory}: it is a project already, {other}; edit its {PARAMS_FILE}, or choose a new folder"
         )
 
 
@@ -151,10 +147,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _require_usable(part: Path, directory: Path) -> Params:
-    """Checks the parameters of a new project as its stages will when they run in `directory`.
-
-    Returns:
-        The parameters, with the paths that are read as absolute ones.
+    """The parameters of a project, absolute paths of what is read, checked as its stages will when they run there.
 
     Raises:
         ConfigError: a value is wrong, or a stage would write elsewhere than dvc.yaml says.

@@ -82,8 +82,7 @@ class Runs:
         found = [run for run in listed if name in (run.name, run.flow_run) or is_id_of(run, name)]
         if not found:
             if Path(words).is_dir():
-                compared = "`align evaluate --compare A B --reports FOLDER` compares models, `align diff A B` data"
-                raise DataError(f"'{words}' is a folder, not a run: {compared}")
+                raise DataError(f"'{words}' is a folder: models are compared by `align evaluate --compare A B`")
             known = ", ".join(dict.fromkeys(run.name for run in listed[:NUM_SHOWN])) or "none"
             raise DataError(f"'{words}' is not a run; the newest are: {known}")
         return sorted(found, key=lambda run: run.state != "finished")

@@ -57,12 +57,9 @@ def read_requests(files: dict[str, Path], raw: Path, reason: str) -> list[Entry]
 def _lines(kind: str, path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise DataError(
-            f"--{kind} {path}: no such file; it names a file with one value per line: echo VALUE > {kind}.txt"
-        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        why = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+        raise DataError(f"--{kind} {path}: {why}; it is a file of one value a line: echo VALUE > {kind}.txt") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.arguments.commands import PORT
+from align.arguments.commands import PORT, READY
 from align.config import Params
 from align.config.filter import FilterConfig
 from align.config.infrastructure import StoreConfig
@@ -105,7 +105,12 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
     elif own is not None:
         source = OwnModel(own)
     else:
-        require_store()
+        try:
+            require_store()
+        except DataError as error:
+            given = f"align serve --ready {READY}" if READY.is_dir() else "dvc repro && align serve --local"
+            command = "align serve --local" if (paths.index / "index.json").is_file() else given
+            raise DataError(f"{error}; without a registry: `{command}`") from None
         source = RegisteredChampion(params.section(RegisterConfig).model_name, Tracker(), paths)
     # Call it before torch is imported, which happens only with a champion; a pool that torch has made does not shrink.
     os.environ.setdefault("OMP_NUM_THREADS", str(model_threads(config)))

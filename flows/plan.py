@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ import flows
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
+from align.config.release import lower_bar
 from align.display.console import say, show, show_json
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.locks import locked
@@ -117,6 +119,7 @@ def make_plan(run: RunContext, states: Mapping[str, StageState], *, counts_memor
         for stage, need in needs.items()
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
+    warnings += _bar(params, metrics)
     if elsewhere := sorted(runs - here):
         figures["elsewhere"] = f"{', '.join(elsewhere)} in work pool {params.values['cluster']['training_pool']}"
     return Plan(
@@ -146,6 +149,16 @@ def _missing(run: RunContext, asked: Sequence[StageState]) -> list[str]:
             what_to_do = f": `dvc checkout {maker}` brings it back, or `dvc pull {maker}` from a remote"
         found.append(f"{name}: {path} does not exist{what_to_do}")
     return found
+
+
+def _bar(params: Params, metrics: Mapping[str, float]) -> list[str]:
+    """Whether the first promotion asks for a recall that few models reach, among so few test pictures."""
+    evaluate, promote = params.values.get("evaluate", {}), params.values.get("promote", {})
+    num = min(metrics.get("shard/test/num_images", 0), evaluate.get("max_test_images", 0))
+    cuts = [re.fullmatch(r"test/.+/recall@(\d+)", metric) for metric in promote.get("metrics", ())]
+    bar = max((promote["min_times_chance"] * min(int(cut[1]) / num, 1) for cut in cuts if cut and num), default=0)
+    of = f"a first promotion needs a lower bound of {bar:.0%}, {promote.get('min_times_chance', 0):g} times chance"
+    return [f"among {num:,.0f} test pictures {of}; {lower_bar('lower')}"] if bar > 0.5 else []
 
 
 def _is_given(params: Params) -> bool:

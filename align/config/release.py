@@ -28,6 +28,15 @@ class PromoteConfig(Section):
     approval_timeout_h: Annotated[float, Field(gt=0, le=8760)]
 
 
+def lower_bar(times: str) -> str:
+    """What lowers the bar of the gate `above chance`, and what each costs. `times`: the multiple to set, in words."""
+    return (
+        f"what lowers the bar: promote.min_times_chance {times} (1 asks only for more than a random order); a smaller "
+        "k in promote.metrics, such as recall@1 (a wider interval); a larger shard.test_fraction (its pictures are not "
+        "trained on)"
+    )
+
+
 #: MLflow's searches put names in quotes, so a name contains no quote.
 Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$")]
 

@@ -61,7 +61,8 @@ class Row:
         a, b: shares in [0, 1].
         difference: b - a.
         low, high: its 95 % interval; None: the answers to single queries are not kept.
-        detectable: a true difference of this size is found in 80 % of trials of this size; None as `low`.
+        detectable: a true difference of this size is found in 80 % of trials of this size; None as `low`, or if there
+            are too few units to find any.
         num_units: independent units (concepts); None as `low`.
         verdict: in words.
     """
@@ -172,7 +173,8 @@ def _row(name: str, a: Measured, b: Measured, seed: int) -> Row:
     found = difference(parts, confidence=CONFIDENCE, seed=seed)
     verdict = B_BETTER if found.low > 0 else A_BETTER if found.high < 0 else EQUAL
     low, high, detectable = (round(value, 6) for value in (found.low, found.high, found.detectable(0.0)))
-    return Row(mine, theirs, round(found.value, 6), low, high, detectable, found.num_units, verdict)
+    detected = detectable if detectable < 1 else None
+    return Row(mine, theirs, round(found.value, 6), low, high, detected, found.num_units, verdict)
 
 
 def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
@@ -180,9 +182,10 @@ def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
     for name, values in report.rows.items():
         row = Row(**values)
         interval, found = "", ""
-        if row.low is not None and row.high is not None and row.detectable is not None:
-            interval = f"{_points(row.low)} to {_points(row.high)}"
-            found = f"{100 * row.detectable:.1f}"
+        if row.low is not None and row.high is not None:
+            anything = row.low <= -1 and row.high >= 1
+            interval = "any: too few concepts" if anything else f"{_points(row.low)} to {_points(row.high)}"
+            found = "none is found" if row.detectable is None else f"{100 * row.detectable:.1f}"
         yield name, [f"{row.a:.1%}", f"{row.b:.1%}", _points(row.difference), interval, found, row.verdict]
 
 

@@ -106,7 +106,10 @@ def evaluate(
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
     """
     if not sets:
-        raise DataError("evaluate: no evaluation set and no test split; check paths.evaluation and paths.shards")
+        raise DataError(
+            "evaluate: no evaluation set (NAME.json) and no test split; check paths.evaluation and paths.shards, or "
+            "name folders of classes in a suite (`format: folder`, docs/evaluation.md)"
+        )
     for name, number in Counter(one.name for one in sets).items():
         if number > 1:
             raise DataError(

@@ -128,6 +128,8 @@ class Table:
         wanted = usual if chosen is None else (chosen,)
         found = find_column(wanted, self.names) or find_column(wanted, self._all_names)
         if found is None:
+            if not self._all_names:
+                raise NoColumnError(f"{self._name}: the table is empty")
             known = ", ".join(name[:_MAX_NAME] for name in self._all_names[:_MAX_NAMES]) or "none"
             which = f"'{chosen}'" if chosen is not None else f"with a usual name for {what}"
             raise NoColumnError(f"{self._name}: no column {which}, it has {known}; set {setting} to one of these")

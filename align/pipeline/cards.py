@@ -10,6 +10,7 @@ bytes do, whichever is longer. The rest of this module's numbers are assumed.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -48,10 +49,12 @@ OF_PEAK, OF_BANDWIDTH = 0.6, 0.4
 _DECODED_PER_S, _DECODED_PX = 2145, 346
 
 
-def seconds(work: Work, card: Card, share_of_peak: float = 1.0) -> float:
-    """How long a card takes for it."""
+def limited(work: Work, card: Card, share_of_peak: float = 1.0) -> tuple[float, float, float]:
+    """Operations where the peak limits a card, bytes where its bandwidth does, and the seconds that both take."""
     peak, bandwidth = card.tflops * 1e12 * share_of_peak * OF_PEAK, card.tb_per_s * 1e12 * OF_BANDWIDTH
-    return sum(max(operations / peak, moved / bandwidth) for _, operations, moved in work.done)
+    by_peak = sum(operations for _, operations, moved in work.done if operations / peak > moved / bandwidth)
+    by_bandwidth = sum(moved for _, operations, moved in work.done if operations / peak <= moved / bandwidth)
+    return by_peak, by_bandwidth, by_peak / peak + by_bandwidth / bandwidth
 
 
 def card_named(text: str) -> Card | None:
@@ -83,60 +86,81 @@ def _step(config: ModelConfig, vocab_size: int, recipe: Recipe, pairs: int) -> W
 def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, Any]]:
     """`stage -> {num_pairs, pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
 
+    A batch that does not divide among the cards is the nearest one that does.
+
     Raises:
-        ConfigError: the batch does not divide into so many ranks.
+        ConfigError: values of a recipe contradict each other.
     """
     vocab_size = params.section(FitTokenizerConfig).vocab_size
     found = {}
-    for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
-        if not recipe.num_steps:
+    for asked in (params.section(PretrainConfig), params.section(FinetuneConfig)):
+        if not asked.num_steps:
             continue
-        config = recipe.trained(params.section(ModelConfig))
+        config = asked.trained(params.section(ModelConfig))
+        unit = num_cards * math.lcm(config.batch_norm_group, asked.num_groups)
+        recipe = asked.model_copy(update={"batch_size": max(round(asked.batch_size / unit), 1) * unit})
         if wrong := recipe.against(config, 1, num_cards):
             raise ConfigError(wrong)
         need = estimate(config, vocab_size, recipe, num_ranks=num_cards, on_gpu=True)
         pairs = need.pairs_at_a_time
         work = _step(config, vocab_size, recipe, pairs)
         num_pairs = recipe.num_steps * recipe.batch_size
-        share_of_peak = 0.5 if recipe.precision == "float32" else 1.0  # TF32's is half
-        taken_s = num_pairs / num_cards / pairs * seconds(work, card, share_of_peak)
-        decoding_s = num_pairs / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2
+        share = 0.5 if recipe.precision == "float32" else 1.0  # TF32's peak is half
+        operations, moved, taken_s = (each / pairs for each in limited(work, card, share))
         found[recipe.section] = {
-            "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,
-            "loader_cores": decoding_s / taken_s, "rank_bytes": need.rank_bytes,
+            "num_steps": recipe.num_steps, "batch_size": recipe.batch_size,
+            "num_pairs": num_pairs, "pairs_per_s": num_cards / taken_s, "picture_px": config.resize_px,
+            "loader_cores": num_cards / taken_s / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2,
+            "rank_bytes": need.rank_bytes, "state_bytes": need.state_bytes, "pairs_at_a_time": pairs,
+            "activation_bytes_per_pair": need.activation_bytes_per_pair, "share_of_peak": share,
             "operations_per_pair": sum(each[1] for each in work.done) / pairs,
             "bytes_per_pair": sum(each[2] for each in work.done) / pairs,
+            "limited_by_peak": operations, "limited_by_bandwidth": moved,
         }  # fmt: skip
     return found
+
+
+def _figure(number: float) -> str:
+    """Three digits, so that what follows from a printed number is near."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
 
 
 def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> None:
     """Prints what training takes on the cards `asked`, such as 8xH100.
 
     Raises:
-        ConfigError: no such cards are known here, or the batch does not divide among them.
+        ConfigError: no such cards are known here, or values of a recipe contradict each other.
     """
     match = re.fullmatch(r"([1-9]\d*)x(.+)", asked)
     if match is None or (card := card_named(match[2])) is None:
         known = ", ".join(name.replace(" ", "-") for name, each in CARDS.items() if each)
         raise ConfigError(f"--for {asked}: expected such as 8xH100; known are {known}")
-    found = reckon(params, card, int(match[1]))
+    num_cards = int(match[1])
+    found = reckon(params, card, num_cards)
     lines = [f"{asked}: {card.num_gb:g} GB, {card.tflops:g} TFLOP/s and {card.tb_per_s:g} TB/s each"]
     for stage, one in found.items():
         short = "" if one["rank_bytes"] < card.num_gb * 1e9 else f", too much: lower {stage}.micro_batch"
+        hours, asked_for = one["num_pairs"] / one["pairs_per_s"] / 3600, params.values[stage]["batch_size"]
+        nearest = f"; {stage}.batch_size {asked_for:,} does not fit" if asked_for != one["batch_size"] else ""
+        cost = "" if price is None else f", {_figure(hours * num_cards * price)} at {price:g} a card and hour"
+        rank, state = (_figure(one[name] / 1e9) for name in ("rank_bytes", "state_bytes"))
+        operations, by_peak = (_figure(one[name] / 1e9) for name in ("operations_per_pair", "limited_by_peak"))
+        moved, by_bandwidth = (_figure(one[name] / 1e6) for name in ("bytes_per_pair", "limited_by_bandwidth"))
+        peak = "peak" if one["share_of_peak"] == 1 else "half peak"
+        each = _figure(one["activation_bytes_per_pair"] / 1e6)
         lines += [
-            f"{stage}, {one['num_pairs']:,} pairs",
-            f"  a rank  {one['rank_bytes'] / 1e9:,.1f} GB{short}",
-            f"  a pair  {one['operations_per_pair'] / 1e9:,.1f} GFLOP, {one['bytes_per_pair'] / 1e6:,.0f} MB moved",
-            f"  loader  {one['loader_cores']:,.1f} cores in all",
+            f"{stage}, {one['num_steps']:,} steps of {one['batch_size']:,}: {one['num_pairs']:,} pairs{nearest}",
+            f"  a rank  {rank} GB{short}",
+            f"          weights and moments {state} GB, {one['pairs_at_a_time']:,} pairs at a time of {each} MB",
+            f"  a pair  {operations} GFLOP, {moved} MB moved",
+            f"          the {peak} limits {by_peak} GFLOP, the bandwidth {by_bandwidth} MB",
+            f"  loader  {_figure(one['loader_cores'])} cores in all, for pictures of {one['picture_px']} px",
+            f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {duration(hours * 3600)}{cost}",
         ]
-        hours = one["num_pairs"] / one["pairs_per_s"] / 3600
-        cost = "" if price is None else f", {hours * int(match[1]) * price:,.0f} at {price:g} a card and hour"
-        lines.append(f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {duration(hours * 3600)}{cost}")
     lines += [
         "Counted: weights, moments, activations; operations and bytes of both towers, with what is computed again.",
         f"Assumed: each operation reaches {OF_PEAK:.0%} of the peak or {OF_BANDWIDTH:.0%} of the bandwidth; texts have",
-        f"  the most tokens; a core decodes {_DECODED_PER_S:,} pictures of {_DECODED_PX} px a second.",
+        f"  the most tokens; a core decodes {_DECODED_PER_S:,} pictures of {_DECODED_PX} px a second, others by area.",
         "Left out: messages between ranks, loss, optimiser, validation, 1 to 2 GB of the libraries' own in each rank.",
     ]
     if as_json:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,12 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Pair]:
         return self._pairs()
+
+    def __getitem__(self, position: int) -> Pair:
+        """The pair at a position, after reading those before it; for several take `itertools.islice`."""
+        if not isinstance(position, int):
+            raise TypeError("a dataset has positions, such as dataset[0]; itertools.islice(dataset, 10) takes several")
+        return next(islice(self, range(len(self))[position], None))
 
     def reasons(self) -> Counter[str]:
         """Reason -> number of pairs that it dropped first; `kept`: those that no rule dropped."""

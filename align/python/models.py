@@ -73,7 +73,7 @@ class Model:
         Raises:
             DataError: one is not a string.
         """
-        many = [texts] if isinstance(texts, str) else list(texts)
+        many = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, (str, bytes)) else [texts]
         for position, text in enumerate(many):
             if not isinstance(text, str):
                 raise DataError(f"text {position}: not a string but {type(text).__name__}")
@@ -169,7 +169,8 @@ def _slug(source: str) -> str:
 
 def _is_one(images: Any) -> bool:
     is_array = isinstance(images, np.ndarray)
-    return isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or (is_array and images.ndim < 4)
+    single = isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or not isinstance(images, Iterable)
+    return single or (is_array and images.ndim < 4)
 
 
 def _are_rows(given: Any) -> bool:

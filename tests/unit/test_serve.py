@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from align.arguments.commands import READY
 from align.cli import main
 from align.config.params import Params
+from align.errors import DataError
 from align.filter.rules import RULES
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
 from align.lineage.versions.raw_pairs import find_pairs
 from align.search.service.served import Folders, Release
-from align.serve import _loaded, _PairOf, login_of
+from align.serve import _loaded, _PairOf, _service, login_of
 from tests.support import small_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
@@ -60,6 +62,19 @@ def test_a_port_that_is_taken_is_said_in_one_line(capsys):
         assert serve("--port", str(port)) == 1
     said = capsys.readouterr().err.splitlines()
     assert said == [f"align: error: port {port} of 127.0.0.1 is taken by another program: choose another with --port"]
+
+
+def test_without_a_registry_the_command_to_type_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for made, command in (
+        ("nothing", "dvc repro && align serve --local"), (READY, f"align serve --ready {READY}"),
+        ("data/index", "align serve --local"),
+    ):  # fmt: skip
+        (tmp_path / made).mkdir(parents=True)
+        (tmp_path / made / "index.json").touch()
+        with pytest.raises(DataError, match=f"; without a registry: `{command}`$"):
+            _service(load_params(), None, None)
 
 
 def test_a_wrong_port_is_said(monkeypatch, capsys):

@@ -64,14 +64,15 @@ class Tables:
     def look_at(self, file: str) -> Sequence[str]:
         """Reads the beginning of a table: what was found in it, as lines of output.
 
-        Raises NoColumnError if a column is missing, or a .txt has no header; DataError if the table is damaged.
+        Raises NoColumnError if it is empty or lacks a column, or a .txt a header; DataError if the table is damaged.
         """
         said: list[str] = []
         with suppress(CutOffError), self.open(file) as table:
             if file.lower().endswith(PLAIN_LISTS) and not self.names_pictures(table):
                 raise NoColumnError(f"{file}: no header with a column of pictures")
-            if not table.is_empty:
-                self._chosen(file, table, said.append)
+            if table.is_empty:
+                raise NoColumnError(f"{file}: the table is empty")
+            self._chosen(file, table, said.append)
         return said
 
     def rows(self, file: str, counts: Counter[str], tell: Callable[[str], object]) -> Iterator[WrittenPairs]:

@@ -79,6 +79,8 @@ class Runs:
         listed, name = self.listed(), words.removeprefix("run/")
         found = [run for run in listed if run.tracked and is_called(run.tracked, name)]
         if not found:
+            if Path(words).is_dir():
+                raise DataError(f"'{words}' is a folder: models are compared by `align evaluate --compare A B`")
             known = ", ".join(dict.fromkeys(run.name for run in listed[:NUM_SHOWN])) or "none"
             raise DataError(f"'{words}' is not a run; the newest are: {known}")
         return sorted(found, key=lambda run: run.state != "finished")

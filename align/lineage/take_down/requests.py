@@ -33,7 +33,7 @@ def read_requests(files: dict[str, Path], raw: Path, reason: str) -> list[Entry]
         DataError: a file is missing, or some lines are bad; the message names them. Nothing must be recorded then.
     """
     entries, bad = [], []
-    lines = {kind: list(_lines(path)) for kind, path in files.items()}
+    lines = {kind: list(_lines(kind, path)) for kind, path in files.items()}
     pairs = {
         column: _pairs_by(raw, column, {value for _, value in lines.get(kind, ())})
         for kind, column in (("keys", "key"), ("urls", "url"))
@@ -51,11 +51,12 @@ def read_requests(files: dict[str, Path], raw: Path, reason: str) -> list[Entry]
     return [Entry(kind, value, reason, today) for kind, value in entries]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(kind: str, path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        why = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+        raise DataError(f"--{kind} {path}: {why}; it is a file of one value a line: echo VALUE > {kind}.txt") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()

@@ -48,9 +48,11 @@ class Data:
         manifest = self.files.json(self.paths.raw, RAW_MANIFEST) or {}
         report = self._report("ingest")
         made_with = manifest.get("made_with") or {}
+        # a folder is read as one file, however many pictures it has
+        kind = (made_with.get("ingest") or {}).get("source")
         facts = known(
-            ("kind", (made_with.get("ingest") or {}).get("source")),
-            ("files", _number(report, "num_files")), ("pages with pairs", _number(report, "num_pages")),
+            ("kind", kind), ("files", "" if kind == "folder" else _number(report, "num_files")),
+            ("pages with pairs", _number(report, "num_pages")),
             ("pages", _number(report, "num_pages_in_archive")), ("data/raw", str(manifest.get("digest", ""))[:12]),
         )  # fmt: skip
         archive = made_with.get("archive")

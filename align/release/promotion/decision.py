@@ -22,12 +22,14 @@ class Gate:
         figure: what was found.
         bar: what was needed.
         passed: None if nothing was recorded that could be judged; this refuses nothing, and says so.
+        way_out: of a refusal: what to set or do, and what that costs; may be empty.
     """
 
     name: str
     figure: str
     bar: str
     passed: bool | None
+    way_out: str = ""
 
     @property
     def verdict(self) -> str:
@@ -98,7 +100,7 @@ class PromotionDecision:
         if self.compared is not None:
             one = self.compared.difference
             found |= {"difference": round(one.value, 6), "low": round(one.low, 6), "high": round(one.high, 6)}
-            found |= {"num_units": one.num_units, "detectable": round(self.detectable or 0.0, 6)}
+            found |= {"num_units": one.num_units, "detectable": round(min(self.detectable or 0.0, 1.0), 6)}
         return found | {"margin": self.margin, "confidence": self.confidence, "decided_before": self.num_decided}
 
     def as_dict(self, page: str | None) -> dict[str, Any]:
@@ -125,6 +127,11 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
+def bound(value: float) -> str:
+    """As `points`, of a bound, or of what can be found; in words beyond what a difference can be."""
+    return points(value) if abs(value) < 1 else "unknown: too few concepts"
+
+
 def table_lines(decision: PromotionDecision) -> Iterator[str]:
     """The gates as lines of a terminal."""
     rows = [HEADS, *((gate.name, gate.figure, gate.bar, gate.verdict) for gate in decision.gates)]
@@ -147,8 +154,8 @@ def explanation(decision: PromotionDecision) -> list[str]:
             f"Both models were asked the same queries, about {one.num_units:,} concepts. Concepts are drawn again and "
             f"again, all queries about one together (paired bootstrap, studentised). Of two equally good models at "
             f"most {1 - decision.confidence:.0%} are promoted by chance.",
-            f"Power: with this many concepts a true difference of {points(decision.detectable or 0.0)} points is found "
-            "with a chance of 80 %. A smaller one is mostly refused, which does not mean that it is none.",
+            "Power: the true difference in points that so many concepts show with a chance of 80 % is "
+            f"{bound(decision.detectable or 0.0)}. A smaller one is mostly refused: it may well be there.",
         ]
     times = "once" if decision.num_decided == 1 else f"{decision.num_decided} times"
     lines.append(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ruamel.yaml.error import YAMLError
 
 from align.config.evaluate import EvaluateConfig
 from align.config.params import parse_yaml
-from align.config.release import PromoteConfig
+from align.config.release import PromoteConfig, lower_bar
 from align.durable.files import sha256_folder
 from align.errors import DataError, RefusedError
 from align.formats.query_ranks import QueryRanks
 from align.release.packaging.smoke import smoke
-from align.release.promotion.decision import Compared, Gate, points
+from align.release.promotion.decision import Compared, Gate, bound, points
 from align.services.git import git
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking.tracker import REVISION, Tracker
@@ -92,26 +94,21 @@ def _md5(data: bytes) -> str:
 
 def above_chance(config: PromoteConfig, evaluate: EvaluateConfig, ranks: QueryRanks) -> list[Gate]:
     """For each metric: whether its lower 95 % bound is well above a random order's value."""
-    rows = []
+    rows, times = [], math.inf
     for metric in config.metrics:
         low, _ = interval(ranks.scored(metric), num_resamples=evaluate.num_resamples, seed=evaluate.seed)
         chance = ranks.chance(metric)
-        bar = config.min_times_chance * chance
-        rows.append(
-            Gate(
-                f"above chance: {metric}",
-                f"lower 95 % bound {low:.4f}",
-                f"{config.min_times_chance:g} x chance = {bar:.4f}",
-                low >= bar,
-            )
-        )
-    return rows
+        bar, times = config.min_times_chance * chance, min(times, low / chance)
+        needed = f"{config.min_times_chance:g} x chance = {bar:.4f}"
+        rows.append(Gate(f"above chance: {metric}", f"lower 95 % bound {low:.4f}", needed, low >= bar))
+    way_out = lower_bar(f"{math.floor(100 * times) / 100:g}") if times > 1 else "it may be a random order: train longer"
+    return [replace(row, way_out="" if row.passed else way_out) for row in rows]
 
 
 def better(config: PromoteConfig, compared: Compared, champion: int) -> Gate:
     """Whether the candidate is better than the champion by the margin, with confidence."""
     one = compared.difference
-    figure = f"{points(one.value)} points, {config.confidence:.0%} lower bound {points(one.low)}"
+    figure = f"{points(one.value)} points, {config.confidence:.0%} lower bound {bound(one.low)}"
     return Gate(
         f"better than version {champion}", figure, f"bound above {points(config.margin)}", one.low > config.margin
     )

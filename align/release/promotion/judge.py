@@ -190,7 +190,8 @@ def _gates(
 def _why_not(failed: Sequence[Gate]) -> str:
     first = f"{failed[0].name}: {failed[0].figure}; needed: {failed[0].bar}"
     others = [gate.name for gate in failed[1:]]
-    return first + (f"; also failed: {', '.join(others)}" if others else "")
+    way_out = next((f"; {gate.way_out}" for gate in failed if gate.way_out), "")
+    return first + (f"; also failed: {', '.join(others)}" if others else "") + way_out
 
 
 def _why(

@@ -11,7 +11,7 @@ from align.display.figure import BAD, GOOD, INK, SOFT, Interval, forest
 from align.display.html import cards, heading, page, paragraph, plot, table
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.files import write_text
-from align.release.promotion.decision import HEADS, Compared, PromotionDecision, explanation, points
+from align.release.promotion.decision import HEADS, Compared, PromotionDecision, bound, explanation, points
 from align.statistics.paired import Difference
 
 PAGE, MARKDOWN = "promotion.html", "promotion.md"
@@ -59,9 +59,9 @@ def _cards(decision: PromotionDecision) -> Iterator[tuple[str, str, str]]:
     if decision.compared is not None:
         one = decision.compared.difference
         yield "difference, points", points(one.value), ""
-        yield f"{decision.confidence:.0%} lower bound", points(one.low), good if one.low > decision.margin else "bad"
+        yield f"{decision.confidence:.0%} lower bound", bound(one.low), good if one.low > decision.margin else "bad"
         yield "concepts compared", f"{one.num_units:,}", ""
-        yield "found with 80 % chance", points(decision.detectable or 0.0), ""
+        yield "found with 80 % chance", bound(decision.detectable or 0.0), ""
     yield "earlier decisions by these sets", f"{decision.num_decided}", "warn" if decision.num_decided > 9 else ""
 
 
@@ -89,7 +89,7 @@ def _slices(compared: Compared) -> Iterator[list[str]]:
 
 
 def _bounds(one: Difference) -> list[str]:
-    return [points(one.value), points(one.low), points(one.high)]
+    return [points(one.value), bound(one.low), bound(one.high)]
 
 
 def _origin(decision: PromotionDecision) -> Iterator[str]:

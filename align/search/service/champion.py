@@ -61,7 +61,6 @@ class Champion:
         self._served: Served | None = None
         self._problem: str | None = None
         self._failed: tuple[str, float, float] = ("", 0.0, 0.0)  # digest, next attempt, pause
-        self._looked = False
         self._end = threading.Event()
         self.num_swaps = 0
 
@@ -73,9 +72,8 @@ class Champion:
     @property
     def problem(self) -> str | None:
         """Why what is served is not what should be, or why nothing is served; None if all is well."""
-        if self._problem is None and self._served is None:
-            return self._source.todo if self._looked else "the model is being loaded; come again in a few seconds"
-        return self._problem
+        loading = "the model is being loaded; come again in a few seconds"
+        return loading if self._problem is None and self._served is None else self._problem
 
     def warnings(self) -> list[str]:
         """All that a person should know."""
@@ -100,7 +98,6 @@ class Champion:
             self._report(str(error))
         except BaseException as error:  # noqa: BLE001 - a broken model may even panic; the old one stays
             self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        self._looked = True
 
     def obey(self) -> None:
         """Reads the take-downs once, and masks what is served if they have changed.
@@ -136,7 +133,7 @@ class Champion:
             if served:
                 self._report(f"no version is the champion any more; {served.release.describe()} is still served")
             else:
-                self._problem = None
+                self._report(self._source.todo)
             return
         if served and served.release == wanted:
             self._problem = None

@@ -142,7 +142,8 @@ class OwnModel:
 
     def __init__(self, paths: PathsConfig) -> None:
         self._paths = paths
-        self.todo = f"there is no index in {paths.index}: run `align index`"
+        made = "align index" if paths.finetuned.is_dir() else "dvc repro"  # which makes the model first
+        self.todo = f"there is no index in {paths.index}: run `{made}`"
 
     def wanted(self) -> Release | None:
         """What lies there now; another file is another release."""

@@ -58,6 +58,12 @@ def test_the_better_model_is_named_and_noise_is_not():
     assert (turned["low"], turned["high"]) == pytest.approx((-row["high"], -row["low"]))
 
 
+def test_too_few_concepts_are_said_in_words():
+    report = compare(model("a", 1, 9, 9), model("b", 9, 1, 9), seed=0)
+    assert report.rows[f"s/{WAY}/recall@1"]["detectable"] is None
+    assert "any: too few concepts  none is found" in list(lines(report))[3]
+
+
 def test_the_page_says_which_is_better_in_a_sentence_and_draws_it(tmp_path):
     good, bad = model("good", *[1] * 30, *[9] * 10), model("bad", *[1] * 10, *[9] * 30)
     for a, b, better, sign in ((bad, good, "B", "+"), (good, bad, "A", "−")):

@@ -107,6 +107,14 @@ def test_rows_are_those_of_the_reports(made):
     assert figures["pairs"] == "1,234" and figures["pairs kept"] == "unknown until filter has run"
 
 
+def test_a_bar_that_few_models_reach_is_told_before():
+    params = load_params(overrides=["promote.metrics=[test/image_to_text/recall@10, vendor/mean_recall]"])
+    (said,) = plan_module._bar(params, {"shard/test/num_images": 41})
+    assert said.startswith("among 41 test pictures a first promotion needs a lower bound of 73%, 3 times chance; what ")
+    for num in ({}, {"shard/test/num_images": 60}):
+        assert plan_module._bar(params, num) == []
+
+
 def test_as_a_command(made):
     def ask(*arguments):
         command = [str(commands() / "python"), "-m", "flows", "plan", *arguments]

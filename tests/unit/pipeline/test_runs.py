@@ -141,6 +141,8 @@ def test_one_run(capsys):
     assert [run["name"] for run in listed(capsys, "show", "now")["runs"]] == ["now"]
     assert main(["runs", "show", "nowhere"]) == 1
     assert "'nowhere' is not a run; the newest are: " in capsys.readouterr().err
+    assert main(["compare", "/", "demo-2"]) == 1
+    assert "'/' is a folder: models are compared by `align evaluate --compare A B`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "line"), [

@@ -25,6 +25,8 @@ def made(tmp_path_factory):
     """A project of the photographs' profile, made by a person whom git does not know."""
     home = tmp_path_factory.mktemp("home")
     (home / "photos").mkdir()
+    (home / "photos/a.jpg").touch()
+    (home / "photos/a.txt").write_text("a picture\n")
     done = align(home, "init", "project", "--profile", "photographs", "--set", "paths.archive=photos")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == "next: cd project && dvc repro"
@@ -89,12 +91,13 @@ def test_the_dag_is_ours(made):
     ("./photos/../photos", "{home}/photos"),
     ("{home}/photos", "{home}/photos"),
     ("~/photos", "{home}/photos"),
-    ("photos/*.tar", "{home}/photos/*.tar"),
+    ("photos/*.warc.gz", "{home}/photos/*.warc.gz"),
     ("new/mydata/pairs", "mydata/pairs"),
     ("s3://bucket/pairs", "s3://bucket/pairs"),
 ])  # fmt: skip
 def test_a_path_is_meant_from_where_it_is_typed(tmp_path, monkeypatch, typed, written):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.warc.gz").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     path = typed.format(home=tmp_path)
@@ -105,10 +108,13 @@ def test_a_path_is_meant_from_where_it_is_typed(tmp_path, monkeypatch, typed, wr
 
 @pytest.mark.parametrize("words, line", [
     (["full"], "full: it is not empty; choose a new folder"),
-    (["project"], "project: it is a project already; choose a new folder"),
+    (["project"], "project: it is a project already, made with other values of filter.max_texts_per_image, "),
     (["file"], "file: is a file, not a folder"),
     (["."], "the working directory, or a folder around it, is not replaced"),
     (["new", "--set", "paths.archive=nowhere"], "nowhere: no such file or folder; give the path from here"),
+    (["new", "--set", "paths.archive=/nowhere/pairs"], "/nowhere/pairs: no such file or folder; give the path from"),
+    (["new", "--set", f"paths.archive={ROOT}/docs", "--profile", "photographs"], "(ingest.source is folder; --profile"),
+    (["new", "--set", f"paths.archive={ROOT}/docs"], "(ingest.source is warc; --profile photographs for pictures"),
     (["new", "--set", "paths.archive=around"], "lies in, or around, the input paths.archive"),
     (["new", "--set", "paths.archive=new"], "align: error: new/params.yaml: section 'paths': paths.checkpoints ("),
     (["new", "--set", "paths.archive=new/data/raw"], "/here/new/data/raw); stages replace what they write"),
@@ -139,6 +145,18 @@ def test_what_is_refused_leaves_nothing(made, tmp_path, monkeypatch, capsys, wor
     assert code != 0 and line in said.err, said
     assert said.err.count("align: error:") == 1 and "Traceback" not in said.err
     assert sorted(work.rglob("*")) == before
+
+
+def test_typed_again_it_does_no_harm(made):
+    (made / "params.yaml").write_text((made / "params.yaml").read_text().replace("min_words: 3", "min_words: 4"))
+    before = git(made, "rev-parse", "HEAD"), git(made, "status", "--porcelain")
+    words = ["init", "project", "--profile", "photographs", "--set"]
+    done = align(made.parent, *words, "paths.archive=photos")
+    assert done.returncode == 0 and done.stdout.startswith("project: a project, here already, which stays as it is; ")
+    done = align(made.parent, *words, "paths.archive=photos", "--set", "ingest.shard_size=7")
+    assert done.returncode == 1 and "made with other values of ingest.shard_size; edit its params.yaml" in done.stderr
+    assert (git(made, "rev-parse", "HEAD"), git(made, "status", "--porcelain")) == before
+    git(made, "checkout", "--", "params.yaml")
 
 
 def test_an_interrupted_init_leaves_nothing(tmp_path, monkeypatch):

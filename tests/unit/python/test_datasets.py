@@ -34,6 +34,11 @@ def test_raw_pairs_have_their_rows_and_pictures(root):
     for _ in range(2):  # from the start each time
         found = list(dataset)
         assert [pair.text for pair in found] == ["a red fox", "click here", "the same fox", "gone"]
+    assert [dataset[position].text for position in (0, 2, -1)] == ["a red fox", "the same fox", "gone"]
+    with pytest.raises(TypeError, match=r"itertools\.islice"):
+        _ = dataset[:2]  # type: ignore[index]  # wrong on purpose
+    with pytest.raises(IndexError):
+        _ = dataset[4]
     first, _, third, last = found
     assert first.file == third.file == small_data.jpeg(1) and third.row["url"] == "https://example.org/1.jpg"
     assert np.array_equal(first.image, Image.open(io.BytesIO(small_data.jpeg(1))))

@@ -64,6 +64,11 @@ def test_pictures_texts_and_their_similarity(tmp_path):
     for given, words in cases:
         with pytest.raises(DataError, match=words):
             model.embed_images(given)
+    for wrong in (None, b"a"):
+        with pytest.raises(DataError, match="text 0: not a string but"):
+            model.embed_texts(wrong)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(DataError, match="image 0: not a picture but NoneType"):
+        model.embed_images(None)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(DataError, match="text 1: not a string but NoneType"):
         model.embed_texts(["a", None])  # type: ignore[list-item]  # wrong on purpose
 

@@ -218,8 +218,11 @@ def test_what_is_no_source_is_one_line(tmp_path):
         source_at(tmp_path, "source=folder")
     with pytest.raises(DataError, match="a web server lists no files"):
         source_at("https://x.example/captions.csv", "source=folder")
-    table(tmp_path, "a,b\n", "a.csv")
-    table(tmp_path, "c,d\n", "b.csv")
+    table(tmp_path, "", "a.csv")
+    with pytest.raises(DataError, match=r"a\.csv: the table is empty$"):
+        source_at(tmp_path, "source=folder")
+    table(tmp_path, "a,b\n1,2\n", "a.csv")
+    table(tmp_path, "c,d\n1,2\n", "b.csv")
     with pytest.raises(DataError, match=r"none of its 2 tables can be used.*a\.csv: no column .* has a, b"):
         source_at(tmp_path, "source=folder")
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"file,caption\n" * 99)[:20])

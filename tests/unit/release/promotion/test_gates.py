@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import json
 import math
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -96,6 +98,8 @@ def test_better_is_the_lower_bound_above_the_margin(value, low, passed):
     config = load_params(overrides=["promote.margin=0.02"]).section(PromoteConfig)
     one = Difference(value=value, error=0.01, low=low, high=0.1, critical=1.0, num_units=100)
     assert gates.better(config, Compared(one, {}, ()), 1).passed is passed
+    few = gates.better(config, Compared(replace(one, low=-1.0), {}, ()), 1)
+    assert (few.figure.endswith("lower bound unknown: too few concepts"), few.passed) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,10 @@ def test_above_chance_is_the_lower_bound_at_so_many_times_chance(recall, times, 
     params = load_params(overrides=[f"promote.metrics=[{RECALL}]", f"promote.min_times_chance={times}"])
     (gate,) = gates.above_chance(params.section(PromoteConfig), params.section(EvaluateConfig), ranks(recall))
     assert gate.passed is passed
+    if not passed:  # the value that it names does let it through
+        (lower,) = re.findall(r"promote\.min_times_chance ([\d.]+)", gate.way_out)
+        params = load_params(overrides=[f"promote.metrics=[{RECALL}]", f"promote.min_times_chance={lower}"])
+        assert gates.above_chance(*map(params.section, (PromoteConfig, EvaluateConfig)), ranks(recall))[0].passed
 
 
 def test_each_metric_must_be_above_chance():
@@ -120,6 +128,7 @@ def test_each_metric_must_be_above_chance():
         (f"above chance: {RECALL}", True),
         (f"above chance: {worse}", False),
     ]
+    assert [row.way_out for row in rows] == ["", "it may be a random order: train longer"]
 
 
 def test_registered_bytes_are_compared_with_the_tag_and_with_dvc(tmp_path, monkeypatch):

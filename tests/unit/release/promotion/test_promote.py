@@ -143,6 +143,7 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(model, m
 def test_a_candidate_near_chance_is_refused_even_without_a_champion(model):
     model.candidate(0.3)
     assert model.promote().reason.startswith(f"above chance: {RECALL}: ")
+    assert "; what lowers the bar: promote.min_times_chance 2." in model.promote().reason
     assert model.aliases() == {"candidate": 1}
     for metric, named in (("sketches/image_to_text/recall@1", "'sketches'"), ("concepts/knn/accuracy", "knn")):
         with pytest.raises(DataError, match=named):

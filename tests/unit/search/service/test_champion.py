@@ -101,3 +101,11 @@ def test_other_tags_of_the_same_bytes_load_nothing(releases, loader):
     followed.look()
     assert loader.asked == 1 and followed.served is not None
     assert followed.served.release.tags == {"align.promoted_at": "today"}
+
+
+def test_what_to_do_is_said_once_where_nothing_is_served(releases, loader, capsys):
+    releases.now = None
+    followed = Champion(releases, 3600, take_downs(), loader)
+    for _ in range(2):
+        followed.look()
+    assert capsys.readouterr().err == "serve: promote something\n" and followed.problem == "promote something"

@@ -1,6 +1,8 @@
 """Catalogues: folders and tables of pictures, their columns as filters, and updates with the bytes of a new index."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,9 +49,9 @@ def shop(root, text=TABLE, encoding="windows-1252"):
     return root / "shop/shop.csv"
 
 
-def build(source, out, *, update=False, digest="mine", **values):
+def build(source, out, *, update=False, digest="mine", max_bytes=1 << 25, **values):
     """Makes the index; returns the encoder with its count."""
-    encoder, params = Counting(), load_params()
+    encoder, params = Counting(), load_params(overrides=[f"ingest.max_record_bytes={max_bytes}"])
     config = IndexConfig.model_validate(params.values["index"] | {"queries": None} | values)
     number = index_catalogue(config, source, params.section(IngestConfig), encoder, digest, out, update=update)
     assert number >= encoder.num_images
@@ -74,8 +76,9 @@ def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path, capsys):
     assert encoder.num_images == 3
     said = capsys.readouterr().err
     assert "separated by semicolons; pictures from column 'Picture', texts from 'Title'; columns: SKU, Price" in said
-    for reason in ("whose picture is missing", "with a picture outside of the folder", "whose picture does not decode"):
-        assert f"left out: 1 {reason}" in said
+    for reason, row in (("is missing", 5), ("does not decode", 7)):
+        assert re.search(rf"left out: 1 whose picture {reason}: '\S+jpg' \(row {row}\)", said)
+    assert "left out: 1 with a picture outside of the folder: '../secret.jpg' (row 6); name files relative to" in said
     index = opened(tmp_path / "index")
     assert [item.key for item in index.items] == [
         "pictures/red.jpg", "pictures/green.png", "pictures/blue-vase.jpg", "pictures/red.jpg#2",
@@ -99,6 +102,40 @@ def test_half_a_surrogate_in_a_value_or_a_name_is_left_out(tmp_path, capsys):
     assert [item.texts for item in index.items] == [("a lamp",)]
     assert index.item("pictures/red.jpg").columns == {"pri ce": 1}
     assert "left out: 1 without a name" in capsys.readouterr().err
+
+
+def test_each_row_without_a_picture_has_its_reason_and_a_way_out(tmp_path, capsys):
+    names = [
+        "Pictures/RED.jpg", r"C:\Users\eva\shop\pictures\red.jpg", r"\\nas\goods\x.jpg", "https://shop.example/red.jpg",
+        "pictures/large.jpg", "pictures/none.jpg", "pictures", "", "=cmd|calc", "leads/secret.jpg", "Leads/SECRET.jpg",
+        r"D:\leads\secret.jpg", "pictures/red.jpg",
+    ]  # fmt: skip
+    file = shop(tmp_path, "Picture;Price\n" + "".join(f"{name};1\n" for name in names))
+    (tmp_path / "shop/leads").symlink_to(tmp_path)
+    (tmp_path / "shop/pictures/large.jpg").write_bytes(b"x" * 5000)
+    build(file, tmp_path / "index", max_bytes=4000)
+    said = capsys.readouterr().err
+    for line in (
+        "1 whose picture has its name in other letters (A is not a): 'Pictures/RED.jpg' (row 2); the file is "
+        "pictures/red.jpg",
+        r"3 with a path of Windows: 'C:\Users\eva\shop\pictures\red.jpg' (row 3), '\\nas\goods\x.jpg' (row 4); name "
+        f"files relative to {tmp_path}/shop, such as pictures/red.jpg",
+        "1 with an address in place of a file: 'https://shop.example/red.jpg' (row 5); download the pictures",
+        "1 whose picture has more than 4,000 bytes: 'pictures/large.jpg' (row 6); make it smaller, or set ingest.max",
+        "4 whose picture is missing: 'pictures/none.jpg' (row 7), 'pictures' (row 8); looked for in",
+        "1 without the name of a picture: '' (row 9)",
+        "1 with a picture outside of the folder: 'leads/secret.jpg' (row 11)",
+    ):
+        assert f"left out: {line}" in said, said
+    assert f"12 rows left out, all of them in {tmp_path}/left_out.csv" in said
+    rows = list(csv.reader((tmp_path / "left_out.csv").read_text("utf-8-sig").splitlines()))
+    assert rows[0] == ["row", "picture", "reason", "hint"]
+    assert sorted(int(row[0]) for row in rows[1:]) == [*range(2, 14)]
+    assert ["10", "'=cmd|calc"] in [row[:2] for row in rows]  # no formula for a spreadsheet
+    assert not any("such as" in row[3] for row in rows if "secret" in row[1])  # a link out of the folder is not told
+    file.write_text("Picture;Price\npictures/red.jpg;1\n")
+    build(file, tmp_path / "index", update=True)
+    assert not (tmp_path / "left_out.csv").exists()
 
 
 def test_columns_are_filters_and_nothing_else(tmp_path):
@@ -162,7 +199,7 @@ def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path):
     with pytest.raises(DataError, match=r"made with another model; run it without --update"):
         build(source, out, update=True, digest="another")
     source.write_text("Title;Picture\nnothing;none.jpg\n")
-    with pytest.raises(DataError, match=r"nothing to index: 1 whose picture is missing.*relative to"):
+    with pytest.raises(DataError, match=r"nothing to index: 1 whose picture is missing: 'none.jpg' \(row 2\)"):
         build(source, out, update=True)
     source.write_text("Titel;Bild\nx;pictures/red.jpg\n")
     with pytest.raises(DataError, match=r"it has Titel, Bild; set ingest\.columns\.url to one of these"):

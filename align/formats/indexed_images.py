@@ -6,7 +6,7 @@ addresses of the pairs stay on the disk: a person asks for those of one picture,
 
 A filter looks at the columns themselves. RE2 finds whole words in the texts: in a million, within tenths of a second.
 The columns of a catalogue are a stranger's: a condition names a known column and a value, and nothing of either is ever
-run. A column whose values are all numbers (`1.5`, `1,5`) has numbers, any other has texts.
+run. A column has numbers (see `align.formats.written_numbers`), or texts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from align.durable.memory import allocating_at_most
 from align.errors import CorruptError, DataError
 from align.formats.parquet import readable
+from align.formats.written_numbers import read_one
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
@@ -54,8 +55,6 @@ _SCHEMA = pa.schema([
 _NO_LETTER = r"[^\pL\pM\pN_]"
 #: Characters; shorter ones are in most texts, as a part of other words.
 _LONG_WORD = 4
-#: A number; one that begins with 0 or has more digits than a double holds is a name, such as an article's.
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:[.,]\d{1,15})?(?:e[+-]?\d{1,2})?", re.ASCII)
 _OPERATOR = re.compile("<=|>=|=|<|>")
 _COMPARE = {"=": pc.equal, "<": pc.less, ">": pc.greater, "<=": pc.less_equal, ">=": pc.greater_equal}
 #: Different texts of a column that a page offers to choose from, and the characters of each.
@@ -142,14 +141,6 @@ def write_images(
             if pictures is not None:
                 pictures.writelines(jpegs)
             yield vectors
-
-
-def column_of(values: Sequence[str]) -> pa.Array:
-    """A column of a catalogue: its values, of which an empty one is missing, as numbers if all are."""
-    known = [value for value in values if value]
-    if not known or not all(map(_NUMBER.fullmatch, known)):
-        return pa.array([value or None for value in values], pa.string())
-    return pa.array([float(value.replace(",", ".")) if value else None for value in values], pa.float64())
 
 
 @contextmanager
@@ -356,11 +347,13 @@ class IndexedImages:
     def _compared(self, name: str, operator: str, text: str) -> NDArray[np.bool_]:
         column, value = self.columns[name], text  # type: pa.ChunkedArray, str | float
         if pa.types.is_floating(column.type):
-            if not _NUMBER.fullmatch(text):
-                raise DataError(f"{name}{operator}{text}: column {name} has numbers, so give one")
-            value = float(text.replace(",", "."))
+            try:
+                value = read_one(text)
+            except ValueError as error:
+                raise DataError(f"{name}{operator}{text}: column {name} has numbers, and {text!r} {error}") from None
         elif operator != "=":
-            raise DataError(f"{name}{operator}{text}: column {name} has texts, which only = compares")
+            why = "if it should have numbers: `align index` names the cell that is none"
+            raise DataError(f"{name}{operator}{text}: column {name} has texts, which only = compares; {why}")
         return np.asarray(pc.fill_null(_COMPARE[operator](column, value), False))
 
 

@@ -31,9 +31,10 @@ from align.durable.files import sha256_file
 from align.durable.work import key_of, work_directory
 from align.errors import ConfigError, DataError
 from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, write_index
-from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32, column_of
+from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32
 from align.formats.model_folder import model_digest
 from align.formats.table import PICTURE_COLUMNS, TEXT_COLUMNS, Table, find_column
+from align.formats.written_numbers import read_column
 from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
 from align.pairs.picture import PictureError
 from align.pairs.text import normalise
@@ -48,6 +49,8 @@ from align.services.vector_index import VectorIndex
 _MAX_ROWS, _MAX_COLUMNS = 1_000_000, 64
 #: Characters of a column's name, and of a value.
 _MAX_NAME, _MAX_VALUE = 100, 1_000
+#: Of a value in a message.
+_MAX_SAID = 60
 _PICTURES_AT_ONCE = 10 * IMAGES_AT_ONCE
 _PIECES = ".embedded"
 _SCHEMA = pa.schema([("image_id", pa.string()), ("thumbnail", pa.binary()), ("vector", pa.binary())])
@@ -187,7 +190,7 @@ def _images(
     entries: Sequence[_Entry], names: Sequence[str], embedded: Callable[[str], tuple[bytes, bytes]]
 ) -> Iterator[tuple[pa.Table, Vectors32]]:
     """The rows of the index, some at a time, with their vectors; `embedded` has thumbnail and vector of an image."""
-    columns = [column_of(values) for values in zip(*(one.values for one in entries), strict=True)]
+    columns = [_column(name, entries, place) for place, name in enumerate(names)]
     for start in track(range(0, len(entries), ROWS_AT_ONCE), what="index: joined"):
         some = entries[start : start + ROWS_AT_ONCE]
         thumbnails, vectors = zip(*(embedded(one.image_id) for one in some), strict=True)
@@ -202,6 +205,17 @@ def _images(
         if columns:
             rows["columns"] = pa.StructArray.from_arrays([one.slice(start, len(some)) for one in columns], names)
         yield pa.table(rows), np.frombuffer(b"".join(vectors), "<f4").reshape(len(some), -1)
+
+
+def _column(name: str, entries: Sequence[_Entry], place: int) -> pa.Array:
+    """A column: numbers or texts, of which an empty one is missing. Says which cell is why it has texts."""
+    values = [one.values[place] for one in entries]
+    read = read_column(values)
+    if read.note:
+        say(f"index: column {name}, row {entries[read.at].row}: '{values[read.at][:_MAX_SAID]}' {read.note}")
+    if read.numbers is None:
+        return pa.array([value or None for value in values], pa.string())
+    return pa.array(read.numbers, pa.float64())
 
 
 def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> tuple[ImageIndex | None, dict[str, str]]:

@@ -149,13 +149,28 @@ def test_columns_are_filters_and_nothing_else(tmp_path):
     for condition, message in (
         ("colour=red", r"'colour=red': expected COLUMN=VALUE.*: SKU, Price, Category"),
         ("Price", "expected COLUMN=VALUE"),
-        ("Price<=cheap", "column Price has numbers"),
+        ("Price<=cheap", "column Price has numbers, and 'cheap' is no number"),
+        ("Price<=1.250", r"'1\.250' may be 1\.25 or 1250; write 1\.2500 or 1250"),
         ("Price=1 OR 1=1", "column Price has numbers"),
-        ("Category<M", "column Category has texts, which only = compares"),
+        ("Category<M", "column Category has texts, which only = compares; .*`align index` names the cell"),
         ("1=1; DROP TABLE items", "expected COLUMN=VALUE"),
     ):
         with pytest.raises(DataError, match=message):
             found(index, "red", condition)
+
+
+def test_prices_of_a_spreadsheet_are_numbers_and_the_cell_that_spoils_them_is_named(tmp_path, capsys):
+    lines = ["Picture;Price;Asked;Weight", *(f"pictures/red.jpg;{row}" for row in (
+        "1.299,00 €;5;1.299", "19,90 €;ask us;", ";12;1.5", "7 €;2;2",
+    ))]  # fmt: skip
+    build(shop(tmp_path, "\n".join(lines)), tmp_path / "index")
+    said = capsys.readouterr().err
+    assert "column Asked, row 3: 'ask us' is no number; so the column has texts, which only = compares" in said
+    assert "column Price" not in said and "column Weight" not in said
+    index = opened(tmp_path / "index")
+    assert [item.columns["Price"] for item in index.items] == [1299, 19.9, None, 7]
+    assert found(index, "red", "Price>1.000,00 €") == ["pictures/red.jpg"] == found(index, "red", "Price>$1,000.00")
+    assert found(index, "red", "Weight<1.3") == ["pictures/red.jpg"]
 
 
 @pytest.mark.usefixtures("any_blocks")

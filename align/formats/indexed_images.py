@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from align.durable.memory import allocating_at_most
 from align.errors import CorruptError, DataError
 from align.formats.parquet import readable
-from align.formats.written_numbers import read_one
+from align.formats.written_numbers import read_number
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
@@ -59,6 +59,8 @@ _OPERATOR = re.compile("<=|>=|=|<|>")
 _COMPARE = {"=": pc.equal, "<": pc.less, ">": pc.greater, "<=": pc.less_equal, ">=": pc.greater_equal}
 #: Different texts of a column that a page offers to choose from, and the characters of each.
 _MAX_CHOICES, _LONGEST_CHOICE = 50, 100
+#: Values that are named where no image meets a condition.
+_NUM_OFFERED = 8
 
 Value = str | int | float | None
 Vectors32 = NDArray[np.float32]
@@ -333,14 +335,34 @@ class IndexedImages:
             found[name] = None if different is None else sorted(different.to_pylist()) if few else []
         return found
 
+    def offered(self, where: Sequence[str]) -> str:
+        """Values that the columns of some conditions have, in words, alike ones first; empty if there are none."""
+        found = {}
+        for name, _, value in map(self._parsed, where):
+            column = self.columns[name]
+            if (choices := self.choices[name]) is None:
+                found[name] = "{min:.15g} to {max:.15g}".format(**pc.min_max(column).as_py())
+                continue
+            values = choices or pc.unique(column.slice(0, ROWS_AT_ONCE).drop_null()).to_pylist()
+            alike = [one for one in values if one.casefold() == value.casefold()]
+            some = [*dict.fromkeys([*alike, *values])][:_NUM_OFFERED]
+            shown = ", ".join(one[:_LONGEST_CHOICE] for one in some) or "nothing"
+            is_all = len(some) == len(values) and (choices or len(column) <= ROWS_AT_ONCE)
+            found[name] = shown if is_all else f"{shown}, …"
+        return "; ".join(f"in {name} there is: {values}" for name, values in found.items())
+
     def _fulfilling(self, condition: str) -> NDArray[np.bool_]:
         """Which images fulfil a condition."""
+        return self._compared(*self._parsed(condition))
+
+    def _parsed(self, condition: str) -> tuple[str, str, str]:
+        """The column, the operator and the value of a condition."""
         names = {name.casefold(): name for name in self.columns} | {name: name for name in self.columns}
         for operator in _OPERATOR.finditer(condition):
             written = condition[: operator.start()].strip()
             name = names.get(written) or names.get(written.casefold())
             if name is not None:
-                return self._compared(name, operator[0], condition[operator.end() :].strip())
+                return name, operator[0], condition[operator.end() :].strip()
         known = ", ".join(self.columns) or "none; `align index --source` makes an index with columns"
         raise DataError(f"{condition!r}: expected COLUMN=VALUE, <, <=, > or >= with a column of the index: {known}")
 
@@ -348,7 +370,7 @@ class IndexedImages:
         column, value = self.columns[name], text  # type: pa.ChunkedArray, str | float
         if pa.types.is_floating(column.type):
             try:
-                value = read_one(text)
+                value = read_number(text)
             except ValueError as error:
                 raise DataError(f"{name}{operator}{text}: column {name} has numbers, and {text!r} {error}") from None
         elif operator != "=":

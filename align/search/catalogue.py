@@ -49,8 +49,6 @@ from align.services.vector_index import VectorIndex
 _MAX_ROWS, _MAX_COLUMNS = 1_000_000, 64
 #: Characters of a column's name, and of a value.
 _MAX_NAME, _MAX_VALUE = 100, 1_000
-#: Of a value in a message.
-_MAX_SAID = 60
 _PICTURES_AT_ONCE = 10 * IMAGES_AT_ONCE
 _PIECES = ".embedded"
 _SCHEMA = pa.schema([("image_id", pa.string()), ("thumbnail", pa.binary()), ("vector", pa.binary())])
@@ -105,13 +103,13 @@ class _Catalogue:
 
     def _add(self, row: int, written: str, text: str, values: tuple[str, ...]) -> None:
         name = os.path.normpath(written.replace("\\", "/")) if written else ""
-        path = self.left_out.usable(row, written, name)
-        if path is None:
-            return
+        path = self.left_out.folder / name
         try:
+            if not self.left_out.has_picture(row, written, name):
+                return
             image_id = self._ids.get(name) or self._ids.setdefault(name, sha256_file(path))
-        except OSError as error:
-            self.left_out.add(row, written, "whose picture cannot be read", str(error.strerror))
+        except OSError:
+            self.left_out.add(row, written, "whose picture cannot be read")
             return
         self._numbers[name] += 1
         key = name if self._numbers[name] == 1 else f"{name}#{self._numbers[name]}"
@@ -156,9 +154,7 @@ def index_catalogue(
         raise DataError(f"--source {source}: no such file or folder")
     found = _Catalogue(source, reading)
     if not found.entries:
-        found.left_out.tell(source, out)
-        why = "; ".join(found.left_out.lines()) or "no row"
-        raise DataError(f"{source}: nothing to index: {why}")
+        raise DataError(f"{source}: nothing to index: {found.left_out.tell(source, out)}")
     content = key_of([[one.key, one.image_id, one.text, *one.values] for one in found.entries], found.columns)
     old, known = _before(config, digest, out, len(found.entries)) if update else (None, dict[str, str]())
     lacking = list({one.image_id: one.path for one in found.entries if one.image_id not in known}.items())
@@ -210,12 +206,12 @@ def _images(
 def _column(name: str, entries: Sequence[_Entry], place: int) -> pa.Array:
     """A column: numbers or texts, of which an empty one is missing. Says which cell is why it has texts."""
     values = [one.values[place] for one in entries]
-    read = read_column(values)
-    if read.note:
-        say(f"index: column {name}, row {entries[read.at].row}: '{values[read.at][:_MAX_SAID]}' {read.note}")
-    if read.numbers is None:
+    numbers, note, at = read_column(values)
+    if note:
+        say(f"index: column {name}, row {entries[at].row}: '{values[at][:60]}' {note}")
+    if numbers is None:
         return pa.array([value or None for value in values], pa.string())
-    return pa.array(read.numbers, pa.float64())
+    return pa.array(numbers, pa.float64())
 
 
 def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> tuple[ImageIndex | None, dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import html
 import os
 import re
 import shutil
@@ -49,6 +50,7 @@ from align.services.vector_index import VectorIndex
 _MAX_ROWS, _MAX_COLUMNS = 1_000_000, 64
 #: Characters of a column's name, and of a value.
 _MAX_NAME, _MAX_VALUE = 100, 1_000
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _PICTURES_AT_ONCE = 10 * IMAGES_AT_ONCE
 _PIECES = ".embedded"
 _SCHEMA = pa.schema([("image_id", pa.string()), ("thumbnail", pa.binary()), ("vector", pa.binary())])
@@ -113,7 +115,11 @@ class _Catalogue:
             return
         self._numbers[name] += 1
         key = name if self._numbers[name] == 1 else f"{name}#{self._numbers[name]}"
-        words = normalise(text) or normalise(re.sub("[-_]", " ", path.stem)) or name
+        words = (
+            normalise(_TAG.sub(" ", html.unescape(normalise(text))))
+            or normalise(re.sub("[-_]", " ", path.stem))
+            or name
+        )
         self.entries.append(_Entry(row, key, image_id, path, words, values))
 
 

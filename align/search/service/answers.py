@@ -74,7 +74,7 @@ class ServedVersion(BaseModel):
     """The model and the index that answered.
 
     Attributes:
-        name: of the registered model, or a checkout's folder.
+        name: of the registered model, or of a checkout's folder, without the path.
         version: its number; null for a checkout's own model.
         run_id: the MLflow run that made it.
         model_digest: of the model's files, by which the index names it.

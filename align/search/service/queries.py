@@ -91,22 +91,19 @@ def answer(
         DataError: no picture has the key, or picture and words cancel each other out.
     """
     begin, end = query.offset, query.offset + query.limit
-    said, index = query.describe(), served.index
-    if query.text is None and query.key is None and not len(image):
-        said = ", ".join(filter(None, [*query.where, query.words, query.split]))
-        hits = index.first(end + 1, allowed)
-    else:
-        vector = _vector(query, served, query.weight or text_weight, texts, image)
-        exclude = [query.key] if query.key is not None else []
-        hits = index.search(vector, end + 1, exclude=exclude, allowed=allowed)
+    filters = ", ".join(filter(None, [*query.where, query.words, query.split]))
+    is_list = query.text is None and query.key is None and not len(image)
+    vector = None if is_list else _vector(query, served, query.weight or text_weight, texts, image)
+    exclude = [query.key] if query.key is not None else []
+    hits = served.index.search(vector, end + 1, exclude=exclude, allowed=allowed)
     shown = [_shown(served, hit, begin + rank) for rank, hit in enumerate(hits[begin:end], 1)]
     return SearchAnswer(
-        query=said,
+        query=filters if is_list else query.describe(),
         served=version(served),
-        num_images=index.num_images,
+        num_images=served.index.num_images,
         offset=begin,
         more=len(hits) > end and end < MAX_RESULTS,
-        hint="" if hits else index.items.offered(query.where),
+        hint="" if hits else served.index.items.offered(query.where),
         hits=shown,
     )
 

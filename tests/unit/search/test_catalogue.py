@@ -168,8 +168,19 @@ def test_what_no_row_has_is_answered_with_the_values_that_there_are(tmp_path):
     assert index.items.offered(["Category=DRESS"]).startswith("in Category there is: dress, kind 0, kind 1,")
     assert index.items.offered(["Category=Dress"]).endswith("kind 6, …")
     assert index.items.offered(["price>99", "Size=M"]) == "in Price there is: 0 to 23; in Size there is: nothing"
-    assert [hit.item.columns["Price"] for hit in index.first(2, index.allowed(where=["Price>=5"]))] == [5, 6]
+    assert [hit.item.columns["Price"] for hit in index.search(None, 2, allowed=index.allowed(where=["Price>=5"]))] == [
+        5,
+        6,
+    ]
     assert index.items.offered([]) == ""
+
+
+def test_html_of_a_title_is_text(tmp_path):
+    titles = ["<p>A <b>red</b> lamp &amp; shade</p>", "&lt;br/&gt;5 < 6 > 4 <3", "<br>"]
+    rows = "".join(f"pictures/red.jpg,{title}\n" for title in titles)
+    build(shop(tmp_path, f"Picture,Title\n{rows}"), tmp_path / "index")
+    texts = [text for item in opened(tmp_path / "index").items for text in item.texts]
+    assert texts == ["A red lamp & shade", "5 < 6 > 4 <3", "red"]
 
 
 def test_prices_of_a_spreadsheet_are_numbers_and_the_cell_that_spoils_them_is_named(tmp_path, capsys):

@@ -95,6 +95,9 @@ async function first() {
   const fields = Object.entries(begin.columns).flatMap(([name, choices]) => choices
     ? [field(name, "=", name, choices)] : [field(name, ">=", `${name} from`, []), field(name, "<=", `${name} to`, [])]);
   by("columns").replaceChildren(...fields);
+  const isCatalogue = begin.hits[0]?.split === "catalogue";
+  by("split").parentElement.hidden = isCatalogue;
+  by("words").labels[0].textContent = `Words in the ${isCatalogue ? "text" : "alt-text"}`;
   show();
   if (asks(query) || query.lost) return;
   by("start-said").textContent = `Some of ${numbers.format(begin.num_images)} pictures.` + (begin.example ? " For example:" : "");

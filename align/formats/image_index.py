@@ -240,7 +240,7 @@ class ImageIndex:
 
     def search(
         self,
-        query: NDArray[np.float32],
+        query: NDArray[np.float32] | None,
         k: int,
         *,
         exclude: Sequence[str] = (),
@@ -249,13 +249,16 @@ class ImageIndex:
         """The k images nearest to one query, nearest first. Fewer than k only if there are no more.
 
         Args:
-            query: (width,), L2-normalised.
+            query: (width,), L2-normalised; None: the first images in the order of the index, with scores of 0.
             k: at least 1.
             exclude: keys of images that are left out.
             allowed: see `allowed`.
         """
         if self._shown is not None:
             allowed = self._shown if allowed is None else allowed & self._shown
+        if query is None:
+            positions = np.arange(len(self.items)) if allowed is None else np.flatnonzero(allowed)
+            return [Hit(self.items[int(position)], 0.0) for position in positions[:k]]
         scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude), allowed)
         found = ((self.items[int(position)], float(score)) for score, position in zip(scores[0], ids[0], strict=True))
         return [Hit(item, score) for item, score in found if item.key not in exclude][:k]

@@ -6,7 +6,7 @@ addresses of the pairs stay on the disk: a person asks for those of one picture,
 
 A filter looks at the columns themselves. RE2 finds whole words in the texts: in a million, within tenths of a second.
 The columns of a catalogue are a stranger's: a condition names a known column and a value, and nothing of either is ever
-run. A column whose values are all numbers (`1.5`, `1,5`) has numbers, any other has texts.
+run. A column has numbers (see `align.formats.written_numbers`), or texts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from align.durable.memory import allocating_at_most
 from align.errors import CorruptError, DataError
 from align.formats.parquet import readable
+from align.formats.written_numbers import read_number
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
@@ -54,12 +55,12 @@ _SCHEMA = pa.schema([
 _NO_LETTER = r"[^\pL\pM\pN_]"
 #: Characters; shorter ones are in most texts, as a part of other words.
 _LONG_WORD = 4
-#: A number; one that begins with 0 or has more digits than a double holds is a name, such as an article's.
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:[.,]\d{1,15})?(?:e[+-]?\d{1,2})?", re.ASCII)
 _OPERATOR = re.compile("<=|>=|=|<|>")
 _COMPARE = {"=": pc.equal, "<": pc.less, ">": pc.greater, "<=": pc.less_equal, ">=": pc.greater_equal}
 #: Different texts of a column that a page offers to choose from, and the characters of each.
 _MAX_CHOICES, _LONGEST_CHOICE = 50, 100
+#: Values that are named where no image meets a condition.
+_NUM_OFFERED = 8
 
 Value = str | int | float | None
 Vectors32 = NDArray[np.float32]
@@ -142,14 +143,6 @@ def write_images(
             if pictures is not None:
                 pictures.writelines(jpegs)
             yield vectors
-
-
-def column_of(values: Sequence[str]) -> pa.Array:
-    """A column of a catalogue: its values, of which an empty one is missing, as numbers if all are."""
-    known = [value for value in values if value]
-    if not known or not all(map(_NUMBER.fullmatch, known)):
-        return pa.array([value or None for value in values], pa.string())
-    return pa.array([float(value.replace(",", ".")) if value else None for value in values], pa.float64())
 
 
 @contextmanager
@@ -342,25 +335,47 @@ class IndexedImages:
             found[name] = None if different is None else sorted(different.to_pylist()) if few else []
         return found
 
+    def offered(self, where: Sequence[str]) -> str:
+        """Values that the columns of some conditions have, in words, alike ones first; empty if there are none."""
+        found = {}
+        for name, _, value in map(self._parsed, where):
+            column = self.columns[name]
+            if (choices := self.choices[name]) is None:
+                found[name] = "{min:.15g} to {max:.15g}".format(**pc.min_max(column).as_py())
+                continue
+            values = choices or pc.unique(column.slice(0, ROWS_AT_ONCE).drop_null()).to_pylist()
+            alike = [one for one in values if one.casefold() == value.casefold()]
+            some = [*dict.fromkeys([*alike, *values])][:_NUM_OFFERED]
+            shown = ", ".join(one[:_LONGEST_CHOICE] for one in some) or "nothing"
+            is_all = len(some) == len(values) and (choices or len(column) <= ROWS_AT_ONCE)
+            found[name] = shown if is_all else f"{shown}, …"
+        return "; ".join(f"in {name} there is: {values}" for name, values in found.items())
+
     def _fulfilling(self, condition: str) -> NDArray[np.bool_]:
         """Which images fulfil a condition."""
+        return self._compared(*self._parsed(condition))
+
+    def _parsed(self, condition: str) -> tuple[str, str, str]:
+        """The column, the operator and the value of a condition."""
         names = {name.casefold(): name for name in self.columns} | {name: name for name in self.columns}
         for operator in _OPERATOR.finditer(condition):
             written = condition[: operator.start()].strip()
             name = names.get(written) or names.get(written.casefold())
             if name is not None:
-                return self._compared(name, operator[0], condition[operator.end() :].strip())
+                return name, operator[0], condition[operator.end() :].strip()
         known = ", ".join(self.columns) or "none; `align index --source` makes an index with columns"
         raise DataError(f"{condition!r}: expected COLUMN=VALUE, <, <=, > or >= with a column of the index: {known}")
 
     def _compared(self, name: str, operator: str, text: str) -> NDArray[np.bool_]:
         column, value = self.columns[name], text  # type: pa.ChunkedArray, str | float
         if pa.types.is_floating(column.type):
-            if not _NUMBER.fullmatch(text):
-                raise DataError(f"{name}{operator}{text}: column {name} has numbers, so give one")
-            value = float(text.replace(",", "."))
+            try:
+                value = read_number(text)
+            except ValueError as error:
+                raise DataError(f"{name}{operator}{text}: column {name} has numbers, and {text!r} {error}") from None
         elif operator != "=":
-            raise DataError(f"{name}{operator}{text}: column {name} has texts, which only = compares")
+            why = "if it should have numbers: `align index` names the cell that is none"
+            raise DataError(f"{name}{operator}{text}: column {name} has texts, which only = compares; {why}")
         return np.asarray(pc.fill_null(_COMPARE[operator](column, value), False))
 
 

@@ -84,6 +84,7 @@ class Table:
         names: of its columns that hold texts, numbers, or lists of these; a list without header may have more.
         has_header: whether it has these names itself.
         is_empty: it has no row that can be read.
+        first_row: the number of the first one, as spreadsheets count: a line of names is a row, too.
         layout: what is not usual in the way it is written; else empty.
 
     Raises:
@@ -100,7 +101,7 @@ class Table:
             kind = kind.removesuffix(".gz")
             self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
         self.names: list[str] = []
-        self.has_header, self.is_empty, self.layout = True, True, ""
+        self.has_header, self.is_empty, self.layout, self.first_row = True, True, "", 1
         self._all_names: list[str] = []
         self._no_texts: dict[str, pa.DataType] = {}
         self._rows: Callable[[Sequence[str | None]], Iterator[Row]]
@@ -230,6 +231,7 @@ class Table:
         # without a header, some lines may have no text
         most = len(first) if self.has_header else max(2, len(first))
         least = most if self.has_header else 1
+        self.first_row = 2 if self.has_header else 1
         self._all_names = self.names = order[:most]
 
         def rows(wanted: Sequence[str | None]) -> Iterator[Row]:

@@ -2,13 +2,14 @@
 
 A row of the table is an image of the index, with its other columns. New pictures are embedded some hundred at a time in
 the work folder, where a killed run resumes. An update takes what it can from the index before; its bytes are those of a
-new index. A row without a picture that can be read is left out, and counted by its reason.
+new index. A row without a picture that can be read is left out, for a reason that is said (`align.search.left_out`).
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import html
 import os
 import re
 import shutil
@@ -31,9 +32,10 @@ from align.durable.files import sha256_file
 from align.durable.work import key_of, work_directory
 from align.errors import ConfigError, DataError
 from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, write_index
-from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32, column_of
+from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32
 from align.formats.model_folder import model_digest
 from align.formats.table import PICTURE_COLUMNS, TEXT_COLUMNS, Table, find_column
+from align.formats.written_numbers import read_column
 from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
 from align.pairs.picture import PictureError
 from align.pairs.text import normalise
@@ -41,22 +43,23 @@ from align.project import provenance
 from align.search.embed_shards import thumbnail, write_table
 from align.search.given_model import given_model
 from align.search.inputs import image_files
+from align.search.left_out import LeftOut
 from align.services.dvc.outs import require_no_out
 from align.services.vector_index import VectorIndex
 
 _MAX_ROWS, _MAX_COLUMNS = 1_000_000, 64
-#: Characters of a column's name, of a value, and of a picture's name: the image's key, which travels in addresses.
-_MAX_NAME, _MAX_VALUE, _MAX_KEY = 100, 1_000, 400
+#: Characters of a column's name, and of a value.
+_MAX_NAME, _MAX_VALUE = 100, 1_000
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _PICTURES_AT_ONCE = 10 * IMAGES_AT_ONCE
 _PIECES = ".embedded"
-#: What no file's name can have.
-_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 _SCHEMA = pa.schema([("image_id", pa.string()), ("thumbnail", pa.binary()), ("vector", pa.binary())])
 
 
 class _Entry(NamedTuple):
     """A row. `key` is its picture's name; the second row of a picture has `#2` after it."""
 
+    row: int
     key: str
     image_id: str
     path: Path
@@ -65,24 +68,20 @@ class _Entry(NamedTuple):
 
 
 class _Catalogue:
-    """The rows of a source that have a picture, in order, and how many have none, by their reasons."""
+    """The rows of a source that have a picture, in order, and those that have none."""
 
     def __init__(self, source: Path, config: IngestConfig) -> None:
         self.columns: list[str] = []
         self.entries: list[_Entry] = []
-        self.left_out: Counter[str] = Counter()
-        self._max_bytes, self._numbers, self._ids = config.max_record_bytes, Counter[str](), dict[str, str]()
-        self._folder = source if source.is_dir() else source.parent
+        self._numbers, self._ids = Counter[str](), dict[str, str]()
+        self.left_out = LeftOut(source if source.is_dir() else source.parent, config.max_record_bytes)
         if source.is_dir():
             for path in image_files(source)[0]:
-                self._add(path.relative_to(source).as_posix(), "", ())
+                self._add(0, path.relative_to(source).as_posix(), "", ())
         else:
             with source.open("rb") as stream:
                 named = [config.columns.url, *config.columns.texts]
                 self._read(Table(stream, str(source), [name for name in named if name]), source, config)
-        if not self.entries:
-            why = ", ".join(f"{number:,} {reason}" for reason, number in self.left_out.items()) or "no row"
-            raise DataError(f"{source}: nothing to index: {why}; names of pictures are relative to {self._folder}")
 
     def _read(self, table: Table, file: Path, config: IngestConfig) -> None:
         picture = table.column("pictures", config.columns.url, PICTURE_COLUMNS, "ingest.columns.url", lists=True)
@@ -94,35 +93,34 @@ class _Catalogue:
         self.columns = list(others)
         said = f"pictures from column '{picture}', texts from " + (f"'{text}'" if text else "their names")
         say(f"index: {file}: {'; '.join(filter(None, [table.layout, said]))}; columns: {', '.join(self.columns)}")
-        for number, row in enumerate(table.rows([picture, text, *others.values()]), 1):
-            if number > _MAX_ROWS:
+        first = table.first_row
+        for number, row in enumerate(table.rows([picture, text, *others.values()]), first):
+            if number - first >= _MAX_ROWS:
                 raise DataError(f"{file}: more than {_MAX_ROWS:,} rows; divide it")
             if row is None:
-                self.left_out["row(s) that cannot be read"] += 1
+                self.left_out.add(number, "", "that cannot be read")
             else:
                 values = tuple(normalise(_plain(value))[:_MAX_VALUE] for value in row[2:])
-                self._add(_plain(row[0]), _plain(row[1]), values)
+                self._add(number, _plain(row[0]), _plain(row[1]), values)
 
-    def _add(self, written: str, text: str, values: tuple[str, ...]) -> None:
+    def _add(self, row: int, written: str, text: str, values: tuple[str, ...]) -> None:
         name = os.path.normpath(written.replace("\\", "/")) if written else ""
-        path = self._folder / name
-        if not name or len(name) > _MAX_KEY or _IMPOSSIBLE.search(name):
-            self.left_out["without a name that a picture's file can have"] += 1
-        elif not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._folder)):
-            self.left_out["with a picture outside of the folder"] += 1
-        elif image_id := self._ids.get(name) or self._ids.setdefault(name, self._image_id(path)):
-            self._numbers[name] += 1
-            key = name if self._numbers[name] == 1 else f"{name}#{self._numbers[name]}"
-            words = normalise(text) or normalise(re.sub("[-_]", " ", path.stem)) or name
-            self.entries.append(_Entry(key, image_id, path, words, values))
-        else:
-            self.left_out[f"whose picture is missing, or has more than {self._max_bytes:,} bytes"] += 1
-
-    def _image_id(self, path: Path) -> str:
+        path = self.left_out.folder / name
         try:
-            return sha256_file(path) if path.is_file() and path.stat().st_size <= self._max_bytes else ""
+            if not self.left_out.has_picture(row, written, name):
+                return
+            image_id = self._ids.get(name) or self._ids.setdefault(name, sha256_file(path))
         except OSError:
-            return ""
+            self.left_out.add(row, written, "whose picture cannot be read")
+            return
+        self._numbers[name] += 1
+        key = name if self._numbers[name] == 1 else f"{name}#{self._numbers[name]}"
+        words = (
+            normalise(_TAG.sub(" ", html.unescape(normalise(text))))
+            or normalise(re.sub("[-_]", " ", path.stem))
+            or name
+        )
+        self.entries.append(_Entry(row, key, image_id, path, words, values))
 
 
 def _plain(value: Any) -> str:
@@ -161,6 +159,8 @@ def index_catalogue(
     if not source.exists():
         raise DataError(f"--source {source}: no such file or folder")
     found = _Catalogue(source, reading)
+    if not found.entries:
+        raise DataError(f"{source}: nothing to index: {found.left_out.tell(source, out)}")
     content = key_of([[one.key, one.image_id, one.text, *one.values] for one in found.entries], found.columns)
     old, known = _before(config, digest, out, len(found.entries)) if update else (None, dict[str, str]())
     lacking = list({one.image_id: one.path for one in found.entries if one.image_id not in known}.items())
@@ -168,9 +168,10 @@ def index_catalogue(
         new = _embedded(folder / _PIECES, lacking, encoder, config.thumbnail_px)
         new = {image_id: one for image_id, one in new.items() if one[1]}
         entries = [one for one in found.entries if one.image_id in known or one.image_id in new]
-        found.left_out["whose picture does not decode"] += len(found.entries) - len(entries)
-        for reason, number in (+found.left_out).items():
-            say(f"index: {source}: left out: {number:,} {reason}")
+        for one in found.entries:
+            if one.image_id not in known and one.image_id not in new:
+                found.left_out.add(one.row, one.key, "whose picture does not decode")
+        found.left_out.tell(source, out)
         if not entries:
             raise DataError(f"{source}: no picture decodes, so there is nothing to index")
 
@@ -191,7 +192,7 @@ def _images(
     entries: Sequence[_Entry], names: Sequence[str], embedded: Callable[[str], tuple[bytes, bytes]]
 ) -> Iterator[tuple[pa.Table, Vectors32]]:
     """The rows of the index, some at a time, with their vectors; `embedded` has thumbnail and vector of an image."""
-    columns = [column_of(values) for values in zip(*(one.values for one in entries), strict=True)]
+    columns = [_column(name, entries, place) for place, name in enumerate(names)]
     for start in track(range(0, len(entries), ROWS_AT_ONCE), what="index: joined"):
         some = entries[start : start + ROWS_AT_ONCE]
         thumbnails, vectors = zip(*(embedded(one.image_id) for one in some), strict=True)
@@ -206,6 +207,17 @@ def _images(
         if columns:
             rows["columns"] = pa.StructArray.from_arrays([one.slice(start, len(some)) for one in columns], names)
         yield pa.table(rows), np.frombuffer(b"".join(vectors), "<f4").reshape(len(some), -1)
+
+
+def _column(name: str, entries: Sequence[_Entry], place: int) -> pa.Array:
+    """A column: numbers or texts, of which an empty one is missing. Says which cell is why it has texts."""
+    values = [one.values[place] for one in entries]
+    numbers, note, at = read_column(values)
+    if note:
+        say(f"index: column {name}, row {entries[at].row}: '{values[at][:60]}' {note}")
+    if numbers is None:
+        return pa.array([value or None for value in values], pa.string())
+    return pa.array(numbers, pa.float64())
 
 
 def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> tuple[ImageIndex | None, dict[str, str]]:

@@ -25,7 +25,7 @@ from align.formats.image_index import ImageIndex, IndexedImage
 from align.formats.shards import local_tar, read_manifest
 from align.search.given_model import given_model
 from align.search.report import AnsweredQuery, ImageAnswer, search_page
-from align.search.service.answers import SearchHit, SearchQuery
+from align.search.service.answers import SearchAnswer, SearchHit
 from align.search.service.queries import answer, parsed, require_one_question
 from align.search.service.served import Folders, Release, load
 from align.services.dvc.outs import require_output_file
@@ -51,12 +51,12 @@ def _json(hits: list[SearchHit]) -> str:
     return json.dumps(rows, ensure_ascii=False, indent=2)
 
 
-def _page(query: SearchQuery, image: bytes | None, hits: list[SearchHit], index: ImageIndex, params: Params) -> str:
+def _page(found: SearchAnswer, key: str | None, image: bytes | None, index: ImageIndex, params: Params) -> str:
     picture = _pictures(index, params)
-    image = picture(index.item(query.key)) if query.key else image
-    answers = [ImageAnswer(picture(index.item(hit.key)), _words(hit), hit.score, None) for hit in hits]
-    answered = AnsweredQuery(query.describe(), image, answers, None)
-    return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [answered]})
+    image = picture(index.item(key)) if key else image
+    answers = [ImageAnswer(picture(index.item(hit.key)), _words(hit), hit.score, None) for hit in found.hits]
+    answered = AnsweredQuery(found.query, image, answers, None)
+    return search_page("Search", f"{len(answers)} of {len(index.items):,} images.", {"Nearest images": [answered]})
 
 
 def _pictures(index: ImageIndex, params: Params) -> Callable[[IndexedImage], bytes]:
@@ -105,12 +105,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
         pictures = embedder.embed_images([image]) if image is not None else nothing
     except DataError as error:
         raise DataError(f"--image {args.image}: {error}") from None
-    hits = answer(query, served, allowed, config.text_weight, texts, pictures).hits
+    found = answer(query, served, allowed, config.text_weight, texts, pictures)
     say(f"search: the model in {model}, promoted or not; `align serve` answers with the champion")
+    if found.hint:
+        say(f"search: no image meets the conditions; {found.hint}")
     if args.json:
-        show_json(_json(hits))
+        show_json(_json(found.hits))
     else:
-        show(*_table(hits))
+        show(*_table(found.hits))
     if args.html:
-        write_text(args.html, _page(query, image, hits, served.index, params))
+        write_text(args.html, _page(found, query.key, image, served.index, params))
         say(f"search: wrote {args.html}")

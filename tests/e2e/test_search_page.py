@@ -157,21 +157,21 @@ def test_foreign_text_is_text_and_only_web_addresses_are_links(tab, url, key):
 
 
 def test_a_query_that_is_foreign_text_is_text(tab, url):
-    tab.open(f"{url}/?q=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
+    tab.open(f"{url}/?text=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
     tab.wait("document.querySelector('#results button')")
     assert tab.run("document.getElementById('text').value") == "<img src=x onerror=alert(1)>"
 
 
 def test_the_address_holds_the_query_and_the_back_button_brings_it_back(tab, url):
-    tab.open(f"{url}/?q=red")
+    tab.open(f"{url}/?text=red")
     shows(tab, "red")
     tab.fill("What should the pictures show", "green")
     shows(tab, "green")
-    tab.wait("location.search === '?q=green'")
+    tab.wait("location.search === '?text=green'")
     tab.run("history.back()")
     shows(tab, "red")
     assert tab.run("document.getElementById('text').value") == "red"
-    tab.open(f"{url}/?q=yellow&split=test&words=shade")
+    tab.open(f"{url}/?text=yellow&split=test&words=shade")
     tab.wait("document.querySelectorAll('#results .caption').length === 4")
     assert (
         tab.run("document.getElementById('filters').open")
@@ -196,7 +196,7 @@ def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab, 
 
 
 def test_a_picture_leads_to_pictures_like_it(tab, url):
-    tab.open(f"{url}/?q=blue")
+    tab.open(f"{url}/?text=blue")
     shows(tab, "blue")
     tab.run("document.querySelector('#results button').click()")
     tab.click("Search for pictures like this one")
@@ -208,7 +208,7 @@ def test_a_picture_leads_to_pictures_like_it(tab, url):
 
 
 def test_it_says_when_another_version_answers_and_what_is_wrong(tab, url, made):
-    tab.open(f"{url}/?q=blue")
+    tab.open(f"{url}/?text=blue")
     tab.wait("document.getElementById('served').innerText === 'Model: align version 1'")
     champion = made.champion
     before = champion._served

@@ -31,7 +31,7 @@ class Request(BaseModel):
 
 
 class SearchQuery(Request):
-    """A search: exactly one of text, key, and a picture that comes beside it.
+    """A search: one of text, key, and a picture that comes beside it; or none, and a filter that lists pictures.
 
     Attributes:
         text: what the pictures should show.
@@ -74,7 +74,7 @@ class ServedVersion(BaseModel):
     """The model and the index that answered.
 
     Attributes:
-        name: of the registered model, or a checkout's folder.
+        name: of the registered model, or of a checkout's folder, without the path.
         version: its number; null for a checkout's own model.
         run_id: the MLflow run that made it.
         model_digest: of the model's files, by which the index names it.
@@ -113,7 +113,7 @@ class SearchHit(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """The results of a search, nearest first.
+    """The results of a search, nearest first; of a filter alone in the order of the index, with scores of 0.
 
     Attributes:
         query: in words.
@@ -121,6 +121,7 @@ class SearchAnswer(BaseModel):
         num_images: in the index, without those taken down.
         offset: as asked.
         more: whether there are results after these.
+        hint: where no picture meets the conditions, the values that there are; else empty.
         hits: one page of them, fewer than `limit` where so many would be long.
     """
 
@@ -129,6 +130,7 @@ class SearchAnswer(BaseModel):
     num_images: int
     offset: int
     more: bool
+    hint: str
     hits: list[SearchHit]
 
 

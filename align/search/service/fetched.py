@@ -150,7 +150,7 @@ class OwnModel:
         if not (self._paths.index / "index.json").is_file():
             return None
         stamps = f"{_stamp(self._paths.index)} {_stamp(self._paths.finetuned)}"
-        return Release(hashlib.sha256(stamps.encode()).hexdigest(), self._paths.finetuned.as_posix())
+        return Release(hashlib.sha256(stamps.encode()).hexdigest(), self._paths.finetuned.resolve().name)
 
     def folders(self, release: Release) -> Folders:
         """The folders themselves."""
@@ -171,7 +171,7 @@ class ReadySearch:
     def wanted(self) -> Release | None:
         """What lies there now, named by its manifest."""
         path = self._folder / MANIFEST
-        return Release(sha256_file(path), self._folder.as_posix()) if path.is_file() else None
+        return Release(sha256_file(path), self._folder.resolve().name) if path.is_file() else None
 
     def folders(self, release: Release) -> Folders:
         """The folders themselves, every byte compared with the manifest."""

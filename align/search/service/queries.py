@@ -48,15 +48,16 @@ def first_wrong(errors: Sequence[Any]) -> str:
 
 
 def require_one_question(query: SearchQuery, *, has_image: bool) -> None:
-    """Raises DataError if a query asks for nothing, for two things, or for an empty text.
+    """Raises DataError if a query asks for nothing, not even by a filter, for two things, or for an empty text.
 
     Args:
         query: it.
         has_image: whether a picture came with it.
     """
-    if (query.text is not None) + (query.key is not None) + has_image != 1:
-        raise DataError("give one of text, key and image")
-    if query.text is not None and (query.plus or query.minus):
+    num_asked = (query.text is not None) + (query.key is not None) + has_image
+    if num_asked > 1 or not (num_asked or query.where or query.words is not None or query.split):
+        raise DataError("give one of text, key and image, or a filter alone")
+    if not has_image and query.key is None and (query.plus or query.minus):
         raise DataError("plus and minus change a picture: give key or image with them")
     for name in ("text", "plus", "minus", "words"):
         if (value := getattr(query, name)) is not None:
@@ -76,7 +77,7 @@ def require_text(text: str, name: str) -> None:
 def answer(
     query: SearchQuery, served: Served, allowed: Allowed, text_weight: float, texts: Rows, image: Rows
 ) -> SearchAnswer:
-    """Looks for the nearest pictures. An indexed picture is no answer to itself.
+    """Looks for the nearest pictures. An indexed picture is no answer to itself. A filter alone lists pictures.
 
     Args:
         query: what is asked.
@@ -90,16 +91,19 @@ def answer(
         DataError: no picture has the key, or picture and words cancel each other out.
     """
     begin, end = query.offset, query.offset + query.limit
-    vector = _vector(query, served, query.weight or text_weight, texts, image)
+    filters = ", ".join(filter(None, [*query.where, query.words, query.split]))
+    is_list = query.text is None and query.key is None and not len(image)
+    vector = None if is_list else _vector(query, served, query.weight or text_weight, texts, image)
     exclude = [query.key] if query.key is not None else []
     hits = served.index.search(vector, end + 1, exclude=exclude, allowed=allowed)
     shown = [_shown(served, hit, begin + rank) for rank, hit in enumerate(hits[begin:end], 1)]
     return SearchAnswer(
-        query=query.describe(),
+        query=filters if is_list else query.describe(),
         served=version(served),
         num_images=served.index.num_images,
         offset=begin,
         more=len(hits) > end and end < MAX_RESULTS,
+        hint="" if hits else served.index.items.offered(query.where),
         hits=shown,
     )
 

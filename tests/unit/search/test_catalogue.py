@@ -1,6 +1,8 @@
 """Catalogues: folders and tables of pictures, their columns as filters, and updates with the bytes of a new index."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,9 +49,9 @@ def shop(root, text=TABLE, encoding="windows-1252"):
     return root / "shop/shop.csv"
 
 
-def build(source, out, *, update=False, digest="mine", **values):
+def build(source, out, *, update=False, digest="mine", max_bytes=1 << 25, **values):
     """Makes the index; returns the encoder with its count."""
-    encoder, params = Counting(), load_params()
+    encoder, params = Counting(), load_params(overrides=[f"ingest.max_record_bytes={max_bytes}"])
     config = IndexConfig.model_validate(params.values["index"] | {"queries": None} | values)
     number = index_catalogue(config, source, params.section(IngestConfig), encoder, digest, out, update=update)
     assert number >= encoder.num_images
@@ -74,8 +76,11 @@ def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path, capsys):
     assert encoder.num_images == 3
     said = capsys.readouterr().err
     assert "separated by semicolons; pictures from column 'Picture', texts from 'Title'; columns: SKU, Price" in said
-    for reason in ("whose picture is missing", "with a picture outside of the folder", "whose picture does not decode"):
-        assert f"left out: 1 {reason}" in said
+    for reason, row in (("is missing", 5), ("does not decode", 7)):
+        assert re.search(rf"left out: 1 whose picture {reason}: '\S+jpg' \(row {row}\)", said)
+    assert re.search(
+        r"1 with a picture outside of the folder; name files relative to \S+: '../secret.jpg' \(row 6\)", said
+    )
     index = opened(tmp_path / "index")
     assert [item.key for item in index.items] == [
         "pictures/red.jpg", "pictures/green.png", "pictures/blue-vase.jpg", "pictures/red.jpg#2",
@@ -101,6 +106,39 @@ def test_half_a_surrogate_in_a_value_or_a_name_is_left_out(tmp_path, capsys):
     assert "left out: 1 without a name" in capsys.readouterr().err
 
 
+def test_each_row_without_a_picture_has_its_reason_and_a_way_out(tmp_path, capsys):
+    names = [
+        "Pictures/RED.jpg", r"C:\Users\eva\red.jpg", r"\\nas\goods\x.jpg", "https://shop.example/red.jpg",
+        "pictures/large.jpg", "pictures/none.jpg", "pictures", "", "=cmd|calc", "leads/secret.jpg", "Leads/SECRET.jpg",
+        r"D:\leads\secret.jpg", "pictures/red.jpg",
+    ]  # fmt: skip
+    file = shop(tmp_path, "Picture;Price\n" + "".join(f"{name};1\n" for name in names))
+    (tmp_path / "shop/leads").symlink_to(tmp_path)
+    (tmp_path / "shop/pictures/large.jpg").write_bytes(b"x" * 5000)
+    build(file, tmp_path / "index", max_bytes=4000)
+    said = capsys.readouterr().err
+    relative = f"name files relative to {tmp_path}/shop"
+    for line in (
+        "1 whose file has a name in other letters; write it as the file: 'Pictures/RED.jpg is pictures/red.jpg'",
+        rf"3 with a path of Windows; {relative}: 'C:\Users\eva\red.jpg' (row 3), '\\nas\goods\x.jpg' (row 4)",
+        "1 with an address of the web; download the pictures, and name their files: 'https://shop.example/red.jpg'",
+        "1 whose picture has more than 4,000 bytes (ingest.max_record_bytes): 'pictures/large.jpg' (row 6)",
+        "4 whose picture is missing: 'pictures/none.jpg' (row 7), 'pictures' (row 8)",
+        "1 without a name that a picture's file can have: '' (row 9)",
+        f"1 with a picture outside of the folder; {relative}: 'leads/secret.jpg' (row 11)",
+    ):
+        assert f"left out: {line}" in said, said
+    assert f"12 rows left out: {tmp_path}/left_out.csv" in said
+    rows = list(csv.reader((tmp_path / "left_out.csv").read_text("utf-8-sig").splitlines()))
+    assert rows[0] == ["row", "picture", "reason"]
+    assert sorted(int(row[0]) for row in rows[1:]) == [*range(2, 14)]
+    assert ["10", "'=cmd|calc"] in [row[:2] for row in rows]  # no formula for a spreadsheet
+    assert ["12", "Leads/SECRET.jpg", "whose picture is missing"] in rows  # what a link leads to is not told
+    file.write_text("Picture;Price\npictures/red.jpg;1\n")
+    build(file, tmp_path / "index", update=True)
+    assert not (tmp_path / "left_out.csv").exists()
+
+
 def test_columns_are_filters_and_nothing_else(tmp_path):
     build(shop(tmp_path), tmp_path / "index")
     index = opened(tmp_path / "index")
@@ -112,13 +150,54 @@ def test_columns_are_filters_and_nothing_else(tmp_path):
     for condition, message in (
         ("colour=red", r"'colour=red': expected COLUMN=VALUE.*: SKU, Price, Category"),
         ("Price", "expected COLUMN=VALUE"),
-        ("Price<=cheap", "column Price has numbers"),
+        ("Price<=cheap", "column Price has numbers, and 'cheap' is no number"),
+        ("Price<=1.250", "'1.250' may be two numbers; write more or fewer decimals"),
         ("Price=1 OR 1=1", "column Price has numbers"),
-        ("Category<M", "column Category has texts, which only = compares"),
+        ("Category<M", "column Category has texts, which only = compares; .*`align index` names the cell"),
         ("1=1; DROP TABLE items", "expected COLUMN=VALUE"),
     ):
         with pytest.raises(DataError, match=message):
             found(index, "red", condition)
+
+
+def test_what_no_row_has_is_answered_with_the_values_that_there_are(tmp_path):
+    kinds = ["dress", "shoes", *(f"kind {number}" for number in range(10))] * 2
+    rows = "".join(f"pictures/red.jpg;{kind};{number}\n" for number, kind in enumerate(kinds))
+    build(shop(tmp_path, f"Picture;Category;Price;Size\n{rows.replace(chr(10), ';' + chr(10))}"), tmp_path / "index")
+    index = opened(tmp_path / "index")
+    assert index.items.offered(["Category=DRESS"]).startswith("in Category there is: dress, kind 0, kind 1,")
+    assert index.items.offered(["Category=Dress"]).endswith("kind 6, …")
+    assert index.items.offered(["price>99", "Size=M"]) == "in Price there is: 0 to 23; in Size there is: nothing"
+    assert [hit.item.columns["Price"] for hit in index.search(None, 2, allowed=index.allowed(where=["Price>=5"]))] == [
+        5,
+        6,
+    ]
+    assert index.items.offered([]) == ""
+
+
+def test_html_of_a_title_is_text(tmp_path):
+    titles = ["<p>A <b>red</b> lamp &amp; shade</p>", "&lt;br/&gt;5 < 6 > 4 <3", "<br>"]
+    rows = "".join(f"pictures/red.jpg,{title}\n" for title in titles)
+    build(shop(tmp_path, f"Picture,Title\n{rows}"), tmp_path / "index")
+    texts = [text for item in opened(tmp_path / "index").items for text in item.texts]
+    assert texts == ["A red lamp & shade", "5 < 6 > 4 <3", "red"]
+
+
+def test_prices_of_a_spreadsheet_are_numbers_and_the_cell_that_spoils_them_is_named(tmp_path, capsys):
+    lines = ["Picture;Price;Asked;Weight", *(f"pictures/red.jpg;{row}" for row in (
+        "1.299,00 €;5;1.299", "19,90 €;ask us;", ";12;1.5", "7 €;2;2",
+    ))]  # fmt: skip
+    build(shop(tmp_path, "\n".join(lines)), tmp_path / "index")
+    said = capsys.readouterr().err
+    assert (
+        "column Asked, row 3: 'ask us' is no number as the others are, so the column has texts, which only = compares"
+        in said
+    )
+    assert "column Price" not in said and "column Weight" not in said
+    index = opened(tmp_path / "index")
+    assert [item.columns["Price"] for item in index.items] == [1299, 19.9, None, 7]
+    assert found(index, "red", "Price>1.000,00 €") == ["pictures/red.jpg"] == found(index, "red", "Price>$1,000.00")
+    assert found(index, "red", "Weight<1.3") == ["pictures/red.jpg"]
 
 
 @pytest.mark.usefixtures("any_blocks")
@@ -162,7 +241,7 @@ def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path):
     with pytest.raises(DataError, match=r"made with another model; run it without --update"):
         build(source, out, update=True, digest="another")
     source.write_text("Title;Picture\nnothing;none.jpg\n")
-    with pytest.raises(DataError, match=r"nothing to index: 1 whose picture is missing.*relative to"):
+    with pytest.raises(DataError, match=r"nothing to index: 1 whose picture is missing: 'none.jpg' \(row 2\)"):
         build(source, out, update=True)
     source.write_text("Titel;Bild\nx;pictures/red.jpg\n")
     with pytest.raises(DataError, match=r"it has Titel, Bild; set ingest\.columns\.url to one of these"):

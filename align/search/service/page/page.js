@@ -1,6 +1,6 @@
 // The page: fields, results as one types, pages of them, and the address of the query.
 
-import {ask, asks, answerOf, fromAddress, NONE, toAddress} from "./query.js";
+import {ask, asks, answerOf, compares, fromAddress, NONE, toAddress} from "./query.js";
 import {element, open, picture, row} from "./detail.js";
 
 const PAUSE_MS = 200; // after the last key that was typed
@@ -78,8 +78,8 @@ const numbers = new Intl.NumberFormat("en");
 function results(answer, ms) {
   const last = answer.offset + answer.hits.length;
   say(answer.hits.length
-    ? `Pictures ${answer.offset + 1} to ${last} of ${numbers.format(answer.num_images)}, nearest first, in ${ms} ms.`
-    : `No picture of ${numbers.format(answer.num_images)} matches.`);
+    ? `Pictures ${answer.offset + 1} to ${last} of ${numbers.format(answer.num_images)}${compares(query) ? ", nearest first" : ""}, in ${ms} ms.`
+    : `No picture of ${numbers.format(answer.num_images)} matches. ${answer.hint}`);
   by("results").replaceChildren(...answer.hits.map(result));
   by("pages").hidden = query.page === 1 && !answer.more;
   by("previous").disabled = query.page === 1;
@@ -95,6 +95,9 @@ async function first() {
   const fields = Object.entries(begin.columns).flatMap(([name, choices]) => choices
     ? [field(name, "=", name, choices)] : [field(name, ">=", `${name} from`, []), field(name, "<=", `${name} to`, [])]);
   by("columns").replaceChildren(...fields);
+  const isCatalogue = begin.hits[0]?.split === "catalogue";
+  by("split").parentElement.hidden = isCatalogue;
+  by("words").labels[0].textContent = `Words in the ${isCatalogue ? "text" : "alt-text"}`;
   show();
   if (asks(query) || query.lost) return;
   by("start-said").textContent = `Some of ${numbers.format(begin.num_images)} pictures.` + (begin.example ? " For example:" : "");

@@ -2,13 +2,13 @@
 // neither: the address says only that there was one.
 
 export const NONE = {text: "", key: "", image: null, plus: "", minus: "", weight: 2, split: "", words: "", where: [], page: 1};
-const TEXTS = {text: "q", key: "key", plus: "plus", minus: "minus", split: "split", words: "words"};
+const TEXTS = ["text", "key", "plus", "minus", "split", "words"];
 
 /** The query of an address. `own` is the picture that this tab remembers for it, or null. */
 export function fromAddress(search, own, weight) {
   const given = new URLSearchParams(search);
   const query = {...NONE, weight, image: own};
-  for (const [name, parameter] of Object.entries(TEXTS)) query[name] = (given.get(parameter) ?? "").slice(0, 1000);
+  for (const name of TEXTS) query[name] = (given.get(name) ?? "").slice(0, 1000);
   query.where = given.getAll("where").slice(0, 16).map((condition) => condition.slice(0, 1200));
   const number = Number.parseFloat(given.get("weight"));
   if (number > 0 && number <= 100) query.weight = number;
@@ -22,7 +22,7 @@ export function fromAddress(search, own, weight) {
 /** The address of a query, which can be shared. */
 export function toAddress(query, weight) {
   const parts = new URLSearchParams();
-  for (const [name, parameter] of Object.entries(TEXTS)) if (query[name]) parts.set(parameter, query[name]);
+  for (const name of TEXTS) if (query[name]) parts.set(name, query[name]);
   for (const condition of query.where) parts.append("where", condition);
   if (query.image) parts.set("picture", "own");
   if (query.weight !== weight && (query.plus || query.minus)) parts.set("weight", String(query.weight));
@@ -31,8 +31,11 @@ export function toAddress(query, weight) {
   return text ? `/?${text}` : "/";
 }
 
+/** Whether pictures are compared with something; without, a filter lists them. */
+export const compares = (query) => Boolean(query.text.trim() || query.key || query.image);
+
 /** Whether there is anything to ask. */
-export const asks = (query) => Boolean(query.text.trim() || query.key || query.image);
+export const asks = (query) => compares(query) || Boolean(query.split || query.words.trim() || query.where.length);
 
 /** Asks the server; resolves to its answer, rejects with an Error whose message is for people. */
 export async function ask(query, limit, signal) {
@@ -45,7 +48,7 @@ export async function ask(query, limit, signal) {
     parts.set("weight", String(query.weight));
   }
   if (query.key) parts.set("key", query.key);
-  if (!pictured) parts.set("text", query.text);
+  if (!pictured && query.text.trim()) parts.set("text", query.text);
   const headers = {"content-type": "application/octet-stream"};
   const next = async () => answerOf(await (query.image
     ? fetch(`/search/image?${parts}`, {signal, method: "POST", headers, body: query.image})

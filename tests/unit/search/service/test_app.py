@@ -82,6 +82,17 @@ def test_filters_and_pages(made):
     assert ranks == list(range(1, 13)) and len(set(keys)) == 12
 
 
+def test_a_filter_alone_lists_pictures(made):
+    pages = [ask(made, "GET", f"/search?split=test&limit=3&offset={offset}").json() for offset in (0, 3)]
+    hits = [hit for page in pages for hit in page["hits"]]
+    assert [page["more"] for page in pages] == [True, False] and pages[0]["query"] == "test"
+    keys = [hit["key"] for hit in hits]
+    assert keys == sorted(set(keys)) and len(keys) == 4
+    assert {(hit["split"], hit["score"]) for hit in hits} == {("test", 0)}
+    assert colours(ask(made, "GET", "/search?words=red")) == ["red"] * 3
+    assert ask(made, "POST", "/search/image?split=test", content=square("red")).json()["query"] == "the picture"
+
+
 def test_no_more_is_promised_than_paging_can_reach(made, monkeypatch):
     monkeypatch.setattr(queries, "MAX_RESULTS", 10)
     monkeypatch.setattr(app, "MAX_RESULTS", 10)
@@ -91,7 +102,9 @@ def test_no_more_is_promised_than_paging_can_reach(made, monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "path", "more", "status", "says"), [
-    ("GET", "/search", {}, 400, "give one of text, key and image"),
+    ("GET", "/search", {}, 400, "give one of text, key and image, or a filter alone"),
+    ("GET", "/search?split=test&plus=red", {}, 400, "plus and minus change a picture"),
+    ("GET", "/search?words=%20", {}, 400, "words: the text is empty"),
     ("GET", "/search?text=a&key=b", {}, 400, "give one of"),
     ("GET", "/search?text=red&plus=blue", {}, 400, "plus and minus change a picture"),
     ("GET", "/search?text=%20%20", {}, 400, "the text is empty"),
@@ -328,6 +341,12 @@ def test_columns_of_a_catalogue_are_answered_and_are_filters(tmp_path):
         assert (hit["key"], hit["columns"]) == ("green.jpg", {"SKU": "01", "Preis": 1.5})
         hits = ask(made, "GET", "/search", params={"text": "blue", "where": "preis < 2,5"}).json()["hits"]
         assert {hit["key"] for hit in hits} == {"red.jpg", "green.jpg"}
+        listed = ask(made, "GET", "/search", params={"where": "Preis<2"}).json()
+        assert [hit["key"] for hit in listed["hits"]] == ["red.jpg", "green.jpg"]
+        assert (listed["query"], listed["hint"]) == ("Preis<2", "")
+        empty = ask(made, "GET", "/search?where=SKU=1&where=Preis>9").json()
+        assert (empty["hits"], empty["hint"]) == ([], "in SKU there is: 00, 01, 02; in Preis there is: 0.5 to 2.5")
+        assert ask(made, "GET", "/search?text=red&where=SKU=1").json()["hint"].startswith("in SKU there is: 00")
         assert ask(made, "GET", "/item/green.jpg").json()["columns"] == {"SKU": "01", "Preis": 1.5}
         assert ask(made, "GET", "/start").json()["columns"] == {"SKU": [], "Preis": None}
         for where, said in (

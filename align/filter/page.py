@@ -120,7 +120,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     }
     for code in (None, *RULES):
         sections[f"Dropped: {code}" if code else "Kept"] = _examples(code, examples, config.max_image_pixels)
-    blocks = [_cards(report), html.contents(title for title, body in sections.items() if body)]
+    blocks = [_cards(report)]
     for title, body in sections.items():
         blocks += [html.heading(title), *body] if body else []
     lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."

@@ -26,8 +26,7 @@ details { font-size: .92rem }
 def as_page(trace: Trace) -> str:
     """The page."""
     lead = ". ".join(answer[:1].upper() + answer[1:] for answer in trace.answers)
-    blocks = [html.contents([name for kind, name in KINDS.items() if trace.has(kind)])]
-    blocks += [html.note(line) for line in trace.notes]
+    blocks = [html.note(line) for line in trace.notes]
     for kind, name in KINDS.items():
         if trace.has(kind):
             blocks.append(html.heading(name))

@@ -59,7 +59,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 nav { font-size: .85rem; margin: 0 0 .4rem }
 nav a { color: var(--soft); margin-right: 1rem; display: inline-block; line-height: 1.8 }
 td.bar { min-width: 96px; padding-top: .62rem }
-td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
+td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--soft) }
 table.example td { border: 0; padding-right: 1.2rem }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .55rem .8rem;
   font-size: .85rem; overflow-x: auto }

@@ -60,6 +60,10 @@ nav { font-size: .85rem; margin: 0 0 .4rem }
 nav a { color: var(--soft); margin-right: 1rem; display: inline-block; line-height: 1.8 }
 td.bar { min-width: 96px; padding-top: .62rem }
 td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--soft) }
+.bars { display: grid; grid-template-columns: 1fr auto; gap: 0 .8rem; font-variant-numeric: tabular-nums }
+.bars div { grid-column: 1 / -1; display: flex; margin-bottom: .5rem }
+.bars hr { margin: 0; border: 0; height: .9rem; background: var(--good) }
+.bars hr + hr { background: var(--bad); opacity: .75 }
 table.example td { border: 0; padding-right: 1.2rem }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .55rem .8rem;
   font-size: .85rem; overflow-x: auto }
@@ -230,6 +234,16 @@ def table(
         for name, number in zip(columns, numeric, strict=True)
     )
     return scroll(f"<table><tr>{head}</tr>{''.join(cells)}</table>", f"table: {', '.join(columns)}")
+
+
+def bars(items: Iterable[tuple[str, str, float, float]]) -> str:
+    """Bars as wide as the page: (what, its numbers in words, the share that is left, the share that went)."""
+    shown = (
+        f"<span>{escape(what)}</span><span>{escape(words)}</span>"
+        f"<div><hr width={100 * left:.1f}%><hr width={100 * gone:.1f}%></div>"
+        for what, words, left, gone in items
+    )
+    return f"<div class=bars>{''.join(shown)}</div>"
 
 
 def picture(data: bytes, *, mime: str = "image/png", alt: str = "") -> str:

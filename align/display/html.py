@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,16 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--
 h3 { font-size: .95rem; margin: 1.1rem 0 .3rem }
 p.lead { color: var(--soft); margin: 0 0 1rem }
 h1, h2, h3, p, li { overflow-wrap: anywhere }
-.scroll { overflow-x: auto; margin: .5rem 0 }
+.scroll { overflow-x: auto; margin: .5rem 0; background:
+  linear-gradient(to left, var(--paper) 30px, transparent 60px) right / 60px 100% no-repeat local,
+  linear-gradient(to left, var(--soft), transparent) right / 14px 100% no-repeat scroll }
 table { border-collapse: collapse; font-size: .92rem }
-.scroll > table { width: max-content; max-width: max(100%, 720px) }
+.scroll > table { width: max-content; max-width: 100% }
+@media (max-width: 900px) { .scroll > table { max-width: max(100%, 720px) } }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 600 }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+td { overflow-wrap: anywhere; min-width: 4.2rem }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-left: .8rem }
 .good { color: var(--good); font-weight: 600 }
 .bad { color: var(--bad); font-weight: 600 }
 .warn { color: var(--warn); font-weight: 600 }
@@ -54,7 +59,11 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 nav { font-size: .85rem; margin: 0 0 .4rem }
 nav a { color: var(--soft); margin-right: 1rem; display: inline-block; line-height: 1.8 }
 td.bar { min-width: 96px; padding-top: .62rem }
-td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
+td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--soft) }
+.bars { display: grid; grid-template-columns: 1fr auto; gap: 0 .8rem; font-variant-numeric: tabular-nums }
+.bars div { grid-column: 1 / -1; display: flex; margin-bottom: .5rem }
+.bars hr { margin: 0; border: 0; height: .9rem; background: var(--good) }
+.bars hr + hr { background: var(--bad); opacity: .75 }
 table.example td { border: 0; padding-right: 1.2rem }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .55rem .8rem;
   font-size: .85rem; overflow-x: auto }
@@ -84,6 +93,10 @@ def policy(style: str = "") -> str:
     return f"default-src 'none'; img-src data:; style-src 'sha256-{sha256}'; base-uri 'none'; form-action 'none'"
 
 
+_HEADING = re.compile("<h2 id=([^>]+)>(.*?)</h2>")
+_DIGEST = re.compile(r"\b[0-9a-f]{40,64}\b")
+#: A cell with a number in words of its own, such as `+1.5` or `98.0%`.
+_FIGURE = re.compile(r"[-+−]?\d[\d,.]*( ?(%|px|MB|GB))?")
 #: The policy of pages without a style of their own.
 POLICY = policy()
 
@@ -94,33 +107,40 @@ def escape(value: Any) -> str:
 
 
 def page(title: str, lead: str, blocks: Iterable[str], *, style: str = "") -> str:
-    """A whole page. `lead` is the sentence under the title; `style` is more CSS that the page needs."""
+    """A whole page, with links to its sections if it has more than three.
+
+    `lead` is the sentence under the title, which says the verdict; `style` is more CSS that the page needs.
+    """
     body = "\n".join(blocks)
+    if (links := _HEADING.findall(body))[3:]:
+        listed = "".join(f"<a href=#{anchor}>{words}</a> " for anchor, words in links)
+        first = body.index("<h2 id=")
+        body = f"{body[:first]}<nav>{listed}</nav>{body[first:]}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy(style)}">'
         f'<meta name="referrer" content="no-referrer">'
         f"<title>{escape(title)}</title>"
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}{style}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
+        f"<style>{_STYLE}{style}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=lead>{prose(lead)}</p>"
         f"\n{body}\n</main></body></html>\n"
     )
 
 
+def prose(value: Any) -> str:
+    """Text as HTML in which `words` of code are drawn as code, and of a digest its first letters: its title has all."""
+    text = re.sub("`([^`\n]+)`", r"<code>\1</code>", escape(value))
+    return _DIGEST.sub(lambda found: f'<code title="{found[0]}">{found[0][:12]}</code>', text)
+
+
 def heading(text: str) -> str:
-    """A section heading, which `contents` links to."""
+    """A section heading, which the page links to."""
     return f"<h2 id={_anchor(text)}>{escape(text)}</h2>"
 
 
 def subheading(text: str) -> str:
     """A heading within a section."""
     return f"<h3>{escape(text)}</h3>"
-
-
-def contents(headings: Iterable[str]) -> str:
-    """Links to headings of this page."""
-    links = "".join(f"<a href=#{_anchor(text)}>{escape(text)}</a> " for text in headings)
-    return f"<nav>{links}</nav>"
 
 
 def _anchor(text: str) -> str:
@@ -142,12 +162,12 @@ def side_by_side(blocks: Iterable[str]) -> str:
 
 def note(text: str) -> str:
     """A paragraph in small print."""
-    return f"<p class=note>{escape(text)}</p>"
+    return f"<p class=note>{prose(text)}</p>"
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
-    return f"<p>{escape(text)}</p>"
+    """A paragraph of text."""
+    return f"<p>{prose(text)}</p>"
 
 
 def code(text: str) -> str:
@@ -178,7 +198,7 @@ def table(
     bar: int | None = None,
     drawn: int | None = None,
 ) -> str:
-    """A table; numbers are aligned to the right.
+    """A table; numbers are aligned to the right. A verdict is the first column: in a narrow window it is seen.
 
     Args:
         columns: the head.
@@ -205,13 +225,25 @@ def table(
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
                 line.append(f"<td class=number>{shown}</td>")
             else:
-                line.append(f"<td>{escape(value)}</td>")
+                figure = bool(_FIGURE.fullmatch(str(value)))
+                numeric[index] |= figure
+                line.append(f"<td{' class=number' * figure}>{prose(value)}</td>")
         cells.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(
         f"<th{' class=number' * number}>{escape(name)}</th>" if name else "<td></td>"
         for name, number in zip(columns, numeric, strict=True)
     )
     return scroll(f"<table><tr>{head}</tr>{''.join(cells)}</table>", f"table: {', '.join(columns)}")
+
+
+def bars(items: Iterable[tuple[str, str, float, float]]) -> str:
+    """Bars as wide as the page: (what, its numbers in words, the share that is left, the share that went)."""
+    shown = (
+        f"<span>{escape(what)}</span><span>{escape(words)}</span>"
+        f"<div><hr width={100 * left:.1f}%><hr width={100 * gone:.1f}%></div>"
+        for what, words, left, gone in items
+    )
+    return f"<div class=bars>{''.join(shown)}</div>"
 
 
 def picture(data: bytes, *, mime: str = "image/png", alt: str = "") -> str:

@@ -27,12 +27,12 @@ from align.statistics.paired import difference, of_metrics
 
 #: One-sided, so that both bounds make a 95 % interval.
 CONFIDENCE = 0.975
-_STYLE = """table.compared th:last-child, table.compared td:last-child { text-align: left; padding-left: 1.2rem }
+_STYLE = """table.compared th:nth-child(2), table.compared td:nth-child(2) { text-align: left; white-space: normal }
 table.compared td:first-child { white-space: nowrap; max-width: none; padding-left: .4rem }
 table.compared td.soft { color: var(--soft) }
 """
 #: With 80 % power, beside which "no difference shown" has to be read.
-HEADS = ("metric", "A", "B", "B − A", "95 % interval", "found if at least", "verdict")
+HEADS = ("metric", "verdict", "A", "B", "B − A", "95 % interval", "found if at least")
 A_BETTER, B_BETTER, EQUAL, UNKNOWN = "A is better", "B is better", "no difference shown", "not compared by item"
 
 
@@ -186,7 +186,7 @@ def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
             anything = row.low <= -1 and row.high >= 1
             interval = "any: too few concepts" if anything else f"{_points(row.low)} to {_points(row.high)}"
             found = "none is found" if row.detectable is None else f"{100 * row.detectable:.1f}"
-        yield name, [f"{row.a:.1%}", f"{row.b:.1%}", _points(row.difference), interval, found, row.verdict]
+        yield name, [row.verdict, f"{row.a:.1%}", f"{row.b:.1%}", _points(row.difference), interval, found]
 
 
 def _points(share: float) -> str:
@@ -205,11 +205,11 @@ def _tables(report: CompareReport) -> Iterator[str]:
             rows += [f"<tr class=ours><td colspan={len(HEADS)}>{escape(name)}</td></tr>"] if name else []
             for metric in of:
                 key = f"{name}/{metric}" if name else metric
-                *cells, verdict = (escape(cell) for cell in shown[key])
+                verdict, *cells = (escape(cell) for cell in shown[key])
                 css = "good" if report.rows[key]["verdict"] in (A_BETTER, B_BETTER) else "soft"
                 columns = "".join(f"<td>{cell}</td>" for cell in cells)
                 first = f'<td title="{escape(key)}">{escape(label(metric))}</td>'
-                rows.append(f"<tr>{first}{columns}<td class={css}>{verdict}</td></tr>")
+                rows.append(f"<tr>{first}<td class={css}>{verdict}</td>{columns}</tr>")
         yield subheading(title)
         yield scroll(f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>", f"table: {title}")
 

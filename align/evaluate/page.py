@@ -49,10 +49,7 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
     report, retrievals = shown.report, shown.retrievals
     tables = dict(paper_tables(report.metrics, report.sets, model))
     classes = {f"Classification of {model}: {result.source.name}": result for result in shown.classifications}
-    blocks = [
-        html.contents([*tables, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
-        *_reading(shown, model),
-    ]
+    blocks = [*_reading(shown, model)]
     for title, blocks_of in tables.items():
         blocks += blocks_of
         if title == RETRIEVAL:

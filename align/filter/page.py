@@ -109,7 +109,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     write_bytes(directory / "funnel.png", png(funnel))
     share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
     sections = {
-        "The funnel": [html.plot(funnel, alt="pairs left after each rule")],
+        "The funnel": [_bars(report.num_pairs, steps)],
         "Every rule": _rules(report, config),
         "Texts and images": [
             html.side_by_side(html.plot(figure, alt=name) for name, (figure, number) in panels.items() if number)
@@ -120,7 +120,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     }
     for code in (None, *RULES):
         sections[f"Dropped: {code}" if code else "Kept"] = _examples(code, examples, config.max_image_pixels)
-    blocks = [_cards(report), html.contents(title for title, body in sections.items() if body)]
+    blocks = [_cards(report)]
     for title, body in sections.items():
         blocks += [html.heading(title), *body] if body else []
     lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."
@@ -148,6 +148,14 @@ def _cards(report: FilterReport) -> str:
             *([("pictures to fetch: align ingest again", f"{not_fetched:,}", "bad")] if not_fetched else []),
         ]
     )
+
+
+def _bars(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> str:
+    """The funnel of `funnel_figure`, for windows of any width."""
+    of = max(num_pairs, 1)
+    rows = [("raw pairs", f"{num_pairs:,}", 1.0, 0.0)]
+    rows += [(name, f"{left:,} (−{gone:,}, {gone / of:.1%})", left / of, gone / of) for name, gone, left in steps]
+    return html.bars(rows) + html.note("Pairs left after each rule. Red: what it drops first.")
 
 
 def _rules(report: FilterReport, config: FilterConfig) -> list[str]:

@@ -78,7 +78,7 @@ def _drift(moved: Mapping[str, float], reference: DriftReference | None) -> list
     return [html.paragraph(words), html.table(("figure", "moved by"), rows)]
 
 
-_COLUMNS = ("expectation", "observed", "in its band", "threshold", "verdict", "name")
+_COLUMNS = ("verdict", "expectation", "observed", "in its band", "threshold", "name")
 
 
 def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
@@ -144,10 +144,10 @@ def _acceptances(outcomes: Iterable[Outcome]) -> list[str]:
 
 def _table(outcomes: Iterable[Outcome]) -> str:
     rows = [
-        (one.what, one.observed, _band(one), one.threshold, "accepted" if one.accepted else one.passed, one.name)
+        ("accepted" if one.accepted else one.passed, one.what, one.observed, _band(one), one.threshold, one.name)
         for one in outcomes
     ]
-    return html.table(_COLUMNS, rows, verdict=4, drawn=2)
+    return html.table(_COLUMNS, rows, verdict=0, drawn=3)
 
 
 def _band(outcome: Outcome) -> str:

@@ -40,7 +40,7 @@ def as_page(trace: Trace) -> str:
     """The page."""
     lead = ". ".join(answer[:1].upper() + answer[1:] for answer in trace.answers)
     kinds = {kind: name for kind, name in KINDS.items() if any(one.kind == kind for one in trace.sections)}
-    blocks = [html.contents(list(kinds.values())), *map(html.note, trace.notes)]
+    blocks = [html.note(line) for line in trace.notes]
     for kind, name in kinds.items():
         blocks.append(html.heading(name))
         blocks += [_block(one) for one in trace.sections if one.kind == kind]

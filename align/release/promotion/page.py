@@ -18,7 +18,7 @@ PAGE, MARKDOWN = "promotion.html", "promotion.md"
 #: More slices than this are not drawn; the table has all.
 _MAX_DRAWN = 40
 _METRICS = ("metric", "candidate", "champion", "difference", "lower bound", "upper bound")
-_SLICES = ("slice", "concepts", "queries", "difference", "lower bound", "upper bound", "verdict")
+_SLICES = ("verdict", "slice", "concepts", "queries", "difference", "lower bound", "upper bound")
 
 
 def write_page(decision: PromotionDecision, folder: Path) -> Path:
@@ -67,10 +67,10 @@ def _cards(decision: PromotionDecision) -> Iterator[tuple[str, str, str]]:
 
 def _gates(decision: PromotionDecision) -> str:
     rows = [
-        [gate.name, gate.figure, gate.bar, gate.verdict if gate.passed is None else gate.passed]
+        [gate.verdict if gate.passed is None else gate.passed, gate.name, gate.figure, gate.bar]
         for gate in decision.gates
     ]
-    return table([*HEADS[:3], "verdict"], rows, verdict=3)
+    return table(["verdict", *HEADS[:3]], rows, verdict=0)
 
 
 def _metrics(decision: PromotionDecision) -> Iterator[list[str]]:
@@ -85,7 +85,7 @@ def _slices(compared: Compared) -> Iterator[list[str]]:
     for one in compared.slices:
         numbers = _bounds(one.difference) if one.difference else ["", "", ""]
         said = "too few concepts to tell" if one.difference is None else "WORSE" if one.worse else ""
-        yield [one.name, f"{one.num_units:,}", f"{one.num_queries:,}", *numbers, said]
+        yield [said, one.name, f"{one.num_units:,}", f"{one.num_queries:,}", *numbers]
 
 
 def _bounds(one: Difference) -> list[str]:

@@ -19,7 +19,7 @@ def test_text_is_escaped_everywhere():
     evil = '<script>"x"</script>'
     blocks = [
         html.heading(evil), html.table([evil], [[evil]]), html.gallery([(b"\x89PNG", evil, "")]),
-        html.cards([(evil, evil, "good")]), html.note(evil), html.subheading(evil), html.contents([evil]),
+        html.cards([(evil, evil, "good")]), html.note(evil), html.subheading(evil),
     ]  # fmt: skip
     assert "<script>" not in html.page(evil, evil, blocks)
     assert html.side_by_side(["<p>a</p>", "<p>b</p>"]).count("<p>") == 2
@@ -53,10 +53,28 @@ def test_bars_stay_within_their_cell():
     assert [table.count(f"<hr width={width}%>") for width in ("25.0", "100.0", "0.0")] == [1, 1, 1]
 
 
-def test_contents_lead_to_headings():
-    title = 'Dropped: "x" & y'
-    anchor = re.search(r"href=#([\w-]+)>", html.contents([title]))
-    assert anchor and f"<h2 id={anchor[1]}>" in html.heading(title)
+def test_contents_of_a_long_page_lead_to_its_headings_below_what_comes_first():
+    titles = ['Dropped: "x" & y', "b", "c", "d"]
+    blocks = [html.cards([("pairs", "3", "")]), *map(html.heading, titles)]
+    page = html.page("t", "l", blocks)
+    nav = page.partition("<nav>")[2].partition("</nav>")[0]
+    assert re.findall(r"href=#([\w-]+)>", nav) == re.findall(r"<h2 id=([\w-]+)>", page) != []
+    assert page.index("class=cards") < page.index("<nav>") < page.index("<h2")
+    assert "<nav>" not in html.page("t", "l", blocks[:-1])  # of three sections
+
+
+def test_prose_draws_code_and_names_a_digest_by_its_first_letters():
+    digest = "0123456789abcdef" * 4
+    for shown in (html.paragraph, html.note, lambda text: html.table(["a"], [[text]])):
+        made = shown(f"`align run <x>` of {digest}")
+        assert "<code>align run &lt;x&gt;</code>" in made and "`" not in made
+        assert f'<code title="{digest}">0123456789ab</code>' in made
+
+
+def test_figures_in_words_are_aligned_as_numbers_are():
+    table = html.table(["a", "b"], [["12.5%", "12 apples"], ["−1.0", "3–4"]])
+    assert table.count("<td class=number>") == 2 and table.startswith("<div class=scroll")
+    assert "<th class=number>a</th><th>b</th>" in table
 
 
 def test_the_colours_of_a_page_are_those_of_the_figures():

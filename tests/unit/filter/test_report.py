@@ -176,7 +176,9 @@ def page(tmp_path_factory):
 def test_the_page_shows_the_funnel_and_what_stands_out(page):
     for text in ("4 of 6 pairs kept (66.7%)", "example.org", "HTTP 404"):
         assert text in page
-    assert page.count("<svg role=img") == 4
+    assert page.count("<svg role=img") == 3
+    funnel = page.partition("<div class=bars>")[2].partition("The funnel")[0]
+    assert funnel.startswith("<span>raw pairs</span><span>6</span><div><hr width=100.0%>")
     assert "score 0.91" in page and "100 x 90" in page and "cosine 0.981" in page and "11 images" in page
     assert "test image concepts/t" in page
     assert (

@@ -20,7 +20,7 @@ from flows.request import Request
 from flows.run.context import RunContext
 from flows.states import StageState
 from tests.support import three_stages
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.warm import commands
 
 

@@ -128,7 +128,7 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
 
 def _figure(number: float) -> str:
     """Three digits, so that what follows from a printed number is near."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
+    return f"{number:,.0f}" if number >= 100 or number < 1e-4 else f"{number:#.3g}"
 
 
 def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> None:

@@ -88,9 +88,7 @@ def _step(
 
 
 def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, Any]]:
-    """`stage -> {num_pairs, pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
-
-    A batch that does not divide among the cards is the nearest one that does.
+    """`stage -> {num_pairs, pairs_per_s, ..., rank_bytes}` of what is trained, with the nearest batch that fits.
 
     Raises:
         ConfigError: values of a recipe contradict each other.

@@ -157,8 +157,9 @@ def _bar(params: Params, metrics: Mapping[str, float]) -> list[str]:
     num = min(metrics.get("shard/test/num_images", 0), evaluate.get("max_test_images", 0))
     cuts = [re.fullmatch(r"test/.+/recall@(\d+)", metric) for metric in promote.get("metrics", ())]
     bar = max((promote["min_times_chance"] * min(int(cut[1]) / num, 1) for cut in cuts if cut and num), default=0)
-    of = f"a first promotion needs a lower bound of {bar:.0%}, {promote.get('min_times_chance', 0):g} times chance"
-    return [f"among {num:,.0f} test pictures {of}; {lower_bar('lower')}"] if bar > 0.5 else []
+    times = f"{promote.get('min_times_chance', 0):g}"
+    of = f"{num:,.0f} test pictures a first promotion needs a lower bound of {bar:.0%}, {times} times chance"
+    return [f"among {of}; {lower_bar(f'below {times}')}"] if bar > 0.5 else []
 
 
 def _is_given(params: Params) -> bool:

@@ -84,9 +84,7 @@ def _step(config: ModelConfig, vocab_size: int, recipe: Recipe, pairs: int) -> W
 
 
 def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, Any]]:
-    """`stage -> {num_pairs, pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
-
-    A batch that does not divide among the cards is the nearest one that does.
+    """`stage -> {num_pairs, pairs_per_s, ..., rank_bytes}` of what is trained, with the nearest batch that fits.
 
     Raises:
         ConfigError: values of a recipe contradict each other.
@@ -122,7 +120,7 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
 
 def _figure(number: float) -> str:
     """Three digits, so that what follows from a printed number is near."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
+    return f"{number:,.0f}" if number >= 100 or number < 1e-4 else f"{number:#.3g}"
 
 
 def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> None:

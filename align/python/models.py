@@ -73,7 +73,7 @@ class Model:
         Raises:
             DataError: one is not a string.
         """
-        many = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, (str, bytes)) else [texts]
+        many: list[Any] = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
         for position, text in enumerate(many):
             if not isinstance(text, str):
                 raise DataError(f"text {position}: not a string but {type(text).__name__}")

@@ -33,7 +33,7 @@ class LeftOut:
         self._listed: dict[Path, dict[str, str]] = {}
 
     def add(self, row: int, written: str, reason: str) -> None:
-        """Notes a row, as a spreadsheet counts them, and what it names as its picture."""
+        """Notes a row, as a spreadsheet counts them, 0 for a file of a folder, and what it names as its picture."""
         self._rows.setdefault(reason, []).append((row, normalise(written[:_MAX_KEY])))
 
     def has_picture(self, row: int, written: str, name: str) -> bool:
@@ -81,10 +81,10 @@ class LeftOut:
         writer = csv.writer(text)
         writer.writerow(["row", "picture", "reason"])
         for reason, rows in self._rows.items():
-            shown = ", ".join(f"'{written}' (row {row})" for row, written in rows[:2])
+            shown = ", ".join(f"'{written}'" + (f" (row {row})" if row else "") for row, written in rows[:2])
             reasons.append(f"{len(rows):,} {reason}: {shown}")
             say(f"index: {source}: left out: {reasons[-1]}")
-            writer.writerows((row, _FORMULA.sub(r"'\g<0>", written), reason) for row, written in rows)
+            writer.writerows((row or "", _FORMULA.sub(r"'\g<0>", written), reason) for row, written in rows)
         write_bytes(file, text.getvalue().encode("utf-8-sig", "replace"))
         say(f"index: {sum(map(len, self._rows.values())):,} rows left out: {file}")
         return "; ".join(reasons)

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from align.config.ingest import IngestConfig
 from align.config.search import IndexConfig
@@ -173,6 +174,23 @@ def test_what_no_row_has_is_answered_with_the_values_that_there_are(tmp_path):
         6,
     ]
     assert index.items.offered([]) == ""
+
+
+def test_a_model_that_does_not_know_such_pictures_is_told(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        colour = ("red", "green", "blue")[number % 3]
+        image = Image.new("RGB", (32, 32), colour)
+        image.putpixel((0, 0), tuple(int(value) for value in rng.integers(0, 255, 3)))
+        (tmp_path / "goods").mkdir(exist_ok=True)
+        image.save(tmp_path / f"goods/{colour}-{number}.png")
+    build(tmp_path / "goods", tmp_path / "index")
+    said = capsys.readouterr().err
+    assert re.search(r"finds its picture before [89]\d% of the others; by chance 50%\n", said), said
+    for number, path in enumerate(sorted((tmp_path / "goods").iterdir())):
+        path.rename(tmp_path / f"goods/{('blue', 'red', 'green')[number % 3]} {number}.png")
+    build(tmp_path / "goods", tmp_path / "index")
+    assert "by chance 50%: the model may know another kind of pictures" in capsys.readouterr().err
 
 
 def test_html_of_a_title_is_text(tmp_path):

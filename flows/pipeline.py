@@ -29,6 +29,7 @@ from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
 from flows.ended import repair
 from flows.mlflow_run import MlflowRun, mlflow_run
+from flows.pages.index import index_file, write_index
 from flows.pages.progress import Progress, put_markdown
 from flows.pages.summary import summarise
 from flows.plan import make_plan
@@ -144,6 +145,7 @@ def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     since = time.time()
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run only
+    index_file(run).unlink(missing_ok=True)  # until this run is complete, no page says that these are its reports
     states = read_states(run)
     run = run.model_copy(update={"stale": frozenset(name for name, one in states.items() if one.state == "stale")})
     plan = make_plan(run, states)
@@ -181,6 +183,7 @@ def _run_stages(run: RunContext, opened: MlflowRun, page: Progress) -> str:
     page.links["registered"] = version
     told = [*[line for one in outcomes for line in one.warnings][-MAX_WARNINGS:], *verdict]
     page.links |= {"to read": "; ".join(told)} if told else {}
+    write_index(run, recorded, "; ".join([version, *verdict]))
     text = summarise(run, outcomes, recorded, version, told)
     put_markdown("summary", f"run {run.name}", fenced_markdown(text.split("\n")))
     return text

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _THUMBNAIL_PX = 160
 #: Of the figure of confusions: its time and memory grow with their square, and more cannot be read.
 _MAX_CLASSES = 60
+#: Of shares, over a page of any colour, which shows where the share is small.
+BLUE = "#3b7dd8"
 
 
 def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
@@ -75,7 +78,9 @@ def confusion_figure(result: Classification) -> Figure:
     size = 2.2 + 0.19 * len(names)
     figure = Figure(figsize=(size, size * 0.93), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(
+        shares, cmap=LinearSegmentedColormap.from_list("share", [to_rgba(BLUE, 0), to_rgba(BLUE)]), vmin=0, vmax=1
+    )
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("predicted class")

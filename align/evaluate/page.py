@@ -11,6 +11,7 @@ from align.display import html
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
+from align.evaluate.protocols.recall import Score
 from align.evaluate.report import EvaluateReport, class_accuracy
 from align.formats.measured_sets import TEST
 from align.pairs.picture import thumbnail
@@ -49,7 +50,7 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
     report, retrievals = shown.report, shown.retrievals
     tables = dict(paper_tables(report.metrics, report.sets, model))
     classes = {f"Classification of {model}: {result.source.name}": result for result in shown.classifications}
-    blocks = [*_reading(shown, model)]
+    blocks = [html.cards(_cards(shown))]
     for title, blocks_of in tables.items():
         blocks += blocks_of
         if title == RETRIEVAL:
@@ -61,8 +62,21 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
             blocks += [html.subheading(f"answered {verdict}")]
             blocks += [_example(example) for example in group] or [html.paragraph("None.")]
-    blocks += [html.heading(SETS), _sets([*retrievals, *shown.classifications])]
+    blocks += [*_reading(shown, model), html.heading(SETS), _sets([*retrievals, *shown.classifications])]
     return html.page("Evaluation", _lead(shown), blocks, style=STYLE)
+
+
+def _cards(shown: Shown) -> Iterator[tuple[str, str, str]]:
+    """Recall both ways on the first set, and zero-shot; a champion is none of what this measures."""
+    for result in shown.retrievals[:1]:
+        for way, words in DIRECTIONS.items():
+            yield _card(f"{result.source.name}: recall@10, {words}", result.scores[f"{way}/recall@10"])
+    for one in shown.classifications:
+        yield _card(f"{one.source.name}: zero-shot accuracy", one.scores["zero_shot/accuracy"])
+
+
+def _card(what: str, one: Score) -> tuple[str, str, str]:
+    return f"{what} (by chance {one.chance:.1%})", f"{one.value:.1%}", "good" if one.low > one.chance else "warn"
 
 
 def _where(direction: str, shown: Shown) -> str:

@@ -31,7 +31,8 @@ HEADINGS = {
 REST = "Other measures"
 
 #: For pages with these tables.
-STYLE = """table.paper th, table.paper td { white-space: nowrap; text-align: right; padding-left: .4rem }
+STYLE = """.scroll > table.paper { table-layout: fixed; width: 100%; min-width: 640px }
+table.paper th, table.paper td { white-space: nowrap; text-align: right; padding-left: .4rem }
 table.paper th { white-space: normal; min-width: 4.6rem; vertical-align: bottom }
 table.paper th:first-child, table.paper td:first-child { text-align: left; min-width: 8.5rem; position: sticky;
   left: 0; background: var(--paper); white-space: normal; max-width: min(15rem, 40vw); overflow-wrap: anywhere }

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from align.display.figure import BAD, GOOD, INK, SOFT, legible
-from align.display.html import escape, gallery, heading, page, paragraph, picture
+from align.display.html import escape, fold, gallery, heading, page, paragraph, picture
 from align.display.report import Report
 from align.pairs.picture import small, thumbnail
 
@@ -50,6 +50,7 @@ class AnsweredQuery:
 
 
 _CSS = {None: "", True: "good", False: "bad"}
+_SAID = {None: "", True: ": right", False: ": wrong"}
 
 
 def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQuery]]) -> str:
@@ -58,7 +59,13 @@ def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQ
     for name, queries in sections.items():
         if queries:
             blocks.append(heading(name))
-            blocks += [block for query in queries for block in _query(query)]
+            for number, query in enumerate(queries):
+                title, *answers = _query(query)
+                blocks += (
+                    [title, *answers]
+                    if number < _NUM_OPEN
+                    else [fold(query.query + _SAID[query.right], "".join(answers))]
+                )
     return page(title, lead, blocks)
 
 
@@ -76,6 +83,8 @@ def _query(query: AnsweredQuery) -> list[str]:
 
 
 _THUMBNAIL_PX = 160
+#: Queries of a section whose answers are open; those of the others open at a click, so that a phone shows the list.
+_NUM_OPEN = 3
 
 
 def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:

@@ -36,6 +36,21 @@ PANELS = {
     "directions that the embeddings spread over": {"val/effective_rank": "effective rank"},
     "loss scale": {"train/loss_scale": "scale"},
 }
+#: Title of a panel -> what its curve means.
+TERMS = {
+    "training loss (sum of both directions)": "How well each image of a batch finds its text, and each text its image. "
+    "Lower is better.",
+    "validation recall@10": "Share of queries with a right answer among the ten nearest. Higher is better.",
+    "validation recall@1": "Share of queries whose nearest answer is right. Higher is better.",
+    "temperature": "Divides the cosines in the loss, and is learned. Low: the nearest wrong pairs count most.",
+    "learning rate": "The size of the optimiser's steps.",
+    "norm of the gradients": "Length of the gradient of a step. If it grows and stays large, training may diverge.",
+    "batch-norm gap": "Mean of 1 - cosine between embeddings of the same images by the batch's and by the running "
+    "statistics. Near 0, the model in use is the one that was trained.",
+    "directions that the embeddings spread over": "Effective rank of the image embeddings. Near 1, all images look "
+    "the same to the model.",
+    "loss scale": "What the loss is multiplied by, so that small gradients of 16 bits are not lost.",
+}
 #: The panels of the run's picture.
 MAIN = tuple(PANELS)[:2]
 _THUMBNAIL_PX, _MAX_CAPTION = 112, 60
@@ -83,7 +98,7 @@ def write_page(
     if (figure := curves(rows, MAIN, chances)) is not None:
         write_bytes(directory / "loss.png", png(figure))
         drawn = [(title, curves(rows, [title], chances)) for title in PANELS]
-        plots = [html.plot(figure, alt=title) for title, figure in drawn if figure]
+        plots = [html.plot(figure, alt=title) + html.note(TERMS[title]) for title, figure in drawn if figure]
         blocks += [html.heading("Curves"), html.side_by_side(plots)]
         blocks.append(html.note(f"Pairs per second are in MLflow (train/pairs_per_s) and in runtime/{stage}.json."))
     if samples and trained.found:

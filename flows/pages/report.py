@@ -29,7 +29,7 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
     if report is None:
         return "\n\n".join(parts)
     metrics = reported(report, "metrics.json")
-    parts += [_verdict(report, metrics)] if failure is None else []
+    parts += [f"**{verdict(report)}**"] if failure is None else []
     parts += [_main_figures(stage.figures, metrics)] if metrics and stage.figures else []
     if (report / "report.html").exists():
         where = f"[Open report.html]({address})" if address else f"`{stage.report}/report.html` in the run's files"
@@ -44,14 +44,15 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
     return "\n\n".join(parts)
 
 
-def _verdict(report: Path, metrics: dict[str, Any]) -> str:
+def verdict(report: Path) -> str:
     """What a stage that ended well says in a line: a gate by its verdict, a measurement by what chance would give."""
-    if verdict := reported(report, "verdict.json"):
-        return "**Passed**" if verdict["passed"] else "**Refused**"
+    if gate := reported(report, "verdict.json"):
+        return "Passed" if gate["passed"] else "Refused"
+    metrics = reported(report, "metrics.json")
     measured = [name for name in metrics if {f"{name}/low", f"{name}/chance"} <= metrics.keys()]
     above = sum(metrics[f"{name}/low"] > metrics[f"{name}/chance"] for name in measured)
     said = f"{above} of {len(measured)} measures are above chance, by the lower end of their 95 % interval"
-    return f"**{said if measured else 'Complete'}**"
+    return said if measured else "Complete"
 
 
 def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:

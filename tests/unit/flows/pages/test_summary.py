@@ -13,6 +13,7 @@ from PIL import Image
 
 from flows.checkout.run_branch import Recorded
 from flows.dag import Selection, Stage, read_dag
+from flows.pages.index import write_index
 from flows.pages.report import report_markdown
 from flows.pages.summary import summarise
 from flows.run.context import RunContext, StageOutcome
@@ -38,6 +39,21 @@ def report(root, name, metrics, **content):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "report.json").write_text(json.dumps(content))
+
+
+def test_the_index_says_which_run_it_is_and_leads_to_every_page(tmp_path):
+    for name, lead in (("ingest", "5 pairs &lt;b&gt;."), ("quality", "Passed: all hold.")):
+        report(tmp_path, name, {})
+        page = f"<h1>The {name}</h1><p class=lead>{lead}</p>"
+        (tmp_path / "reports" / name / "report.html").write_text(page)
+    (tmp_path / "reports/quality/verdict.json").write_text('{"passed": true}')
+    stages = tuple(stage(name) for name in ("ingest", "quality", "package"))
+    run = RunContext(root=tmp_path, checkout=tmp_path, name="demo", chosen=Selection(asked=stages))
+    write_index(run, RECORDED, "align version 3")
+    page = (tmp_path / "reports/index.html").read_text()
+    assert "Run demo, commit 000000000000, 20" in page and "UTC: align version 3</p>" in page
+    assert re.findall('href="([^"]+)/report.html">', page) == ["ingest", "quality"]
+    assert "<tr><td>Passed</td><td>quality</td>" in page and "5 pairs &lt;b&gt;." in page
 
 
 def test_the_summary_reads_the_reports(tmp_path):

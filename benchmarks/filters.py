@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from align.display.console import say
 from align.formats.image_index import ImageIndex, write_index
-from align.formats.indexed_images import Vectors32, column_of
+from align.formats.indexed_images import Vectors32
 from align.search.service.answers import SearchQuery
 from align.search.service.queries import answer, bounded
 from align.search.service.served import Release, Served
@@ -47,8 +47,8 @@ def _images(num: int) -> Iterator[tuple[pa.Table, Vectors32]]:
         which = rng.integers(len(items), size=min(PER_TAR, num - start))
         some, found = [items[one] for one in which], [addresses[one] for one in which]
         keys = [f"{number:012d}" for number in range(start, start + len(some))]
-        prices = column_of([f"{price:.2f}" for price in rng.lognormal(3, 1, len(some))])
-        colours = column_of(rng.choice(COLOURS, len(some)).tolist())
+        prices = pa.array(np.round(rng.lognormal(3, 1, len(some)), 2))
+        colours = pa.array(rng.choice(COLOURS, len(some)).tolist())
         rows = {
             "key": keys, "image_id": [key.zfill(64) for key in keys], "texts": [list(one.texts) for one in some],
             "split": [one.split for one in some], "shard": [f"train/{start // PER_TAR:05d}.tar"] * len(some),

@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the program's exit code, 1 after a line that says what is wrong, or 2 if `argv` names no program."""
     name, *words = [word for word in argv if word != KEEP] or [""]
     if name not in PROGRAMS or (name != "ended" and not words):
-        for program, asked in PROGRAMS.items():
-            say(f"usage: python -m flows {program} {asked}")
+        for each, asked in PROGRAMS.items():
+            say(f"usage: python -m flows {each} {asked}")
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # until the program says otherwise
     try:

@@ -28,7 +28,7 @@ _LOGIN = {"type": "string", "pattern": LOGIN}
 #: For JSON Schema: no address with a login. Prefect's server refuses such a value before it records it.
 NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
 #: The same for all values of a mapping.
-NO_LOGINS = {"patternProperties": {"": NO_LOGIN}}
+NO_LOGINS: dict[str, Any] = {"patternProperties": {"": NO_LOGIN}}
 
 #: Fields of the form that stand for one parameter each: what people change most.
 SHORTCUTS = {

@@ -149,9 +149,11 @@ def test_a_name_that_would_be_fetched_is_refused(monkeypatch):
 
 def test_plan_counts_what_the_model_holds():
     config = shaped("timm:test_resnet", BERT)
-    counted = estimate.count(config, NUM_WORDS, pretrain_config(), on_gpu=False)
+    counted, wider = (
+        estimate.estimate(shape, NUM_WORDS, pretrain_config(), num_ranks=1, on_gpu=False)
+        for shape in (config, config.model_copy(update={"image_px": 36}))
+    )
     assert counted.num_parameters == sum(param.numel() for param in built(config).parameters())
-    wider = estimate.count(config.model_copy(update={"image_px": 36}), NUM_WORDS, pretrain_config(), on_gpu=False)
     assert 0 < counted.activation_bytes_per_pair < wider.activation_bytes_per_pair
 
 

@@ -114,7 +114,8 @@ def test_above_chance_is_the_lower_bound_at_so_many_times_chance(recall, times, 
     if not passed:  # the value that it names does let it through
         (lower,) = re.findall(r"promote\.min_times_chance ([\d.]+)", gate.way_out)
         params = load_params(overrides=[f"promote.metrics=[{RECALL}]", f"promote.min_times_chance={lower}"])
-        assert gates.above_chance(*map(params.section, (PromoteConfig, EvaluateConfig)), ranks(recall))[0].passed
+        (gate,) = gates.above_chance(params.section(PromoteConfig), params.section(EvaluateConfig), ranks(recall))
+        assert gate.passed
 
 
 def test_each_metric_must_be_above_chance():

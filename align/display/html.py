@@ -207,8 +207,9 @@ def table(
         bar: index of a column of shares, 0 to 1, which are drawn as bars.
         drawn: index of a column of blocks.
     """
+    rows = list(rows)
+    numeric = [index != drawn and _are_numbers([row[index] for row in rows]) for index in range(len(columns))]
     cells = []
-    numeric = [False] * len(columns)
     for row in rows:
         line = []
         for index, value in enumerate(row):
@@ -220,20 +221,26 @@ def table(
                 line.append(f"<td class=bar><hr width={100 * min(max(value, 0.0), 1.0):.1f}%></td>")
             elif index == drawn:
                 line.append(f"<td>{value}</td>")
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                numeric[index] = True
-                shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-                line.append(f"<td class=number>{shown}</td>")
             else:
-                figure = bool(_FIGURE.fullmatch(str(value)))
-                numeric[index] |= figure
-                line.append(f"<td{' class=number' * figure}>{prose(value)}</td>")
+                shown = value
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+                line.append(f"<td{' class=number' * numeric[index]}>{prose(shown)}</td>")
         cells.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(
         f"<th{' class=number' * number}>{escape(name)}</th>" if name else "<td></td>"
         for name, number in zip(columns, numeric, strict=True)
     )
     return scroll(f"<table><tr>{head}</tr>{''.join(cells)}</table>", f"table: {', '.join(columns)}")
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether a column's values are numbers, as such or in words; some may be empty."""
+    some = [value for value in values if value not in ("", None)]
+    return bool(some) and all(
+        (isinstance(value, (int, float)) and not isinstance(value, bool)) or _FIGURE.fullmatch(str(value))
+        for value in some
+    )
 
 
 def bars(items: Iterable[tuple[str, str, float, float]]) -> str:

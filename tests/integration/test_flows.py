@@ -155,7 +155,7 @@ def test_cancelled_from_the_ui_the_checkpoint_survives_and_a_retry_goes_on(stack
     listed = json.loads(stack.align("runs", "--json").stdout)["runs"]
     assert [one["state"] for one in listed if one["flow_run"] == run] == ["cancelled"]
     params = {one["key"]: one["value"] for one in tracked["data"]["params"]}  # all that is known before a model is made
-    assert params["pretrain.weight_decay"] == "600.0" and not any(key.startswith("paths.") for key in params)
+    assert params["pretrain.weight_decay"] == "600" and not any(key.startswith("paths.") for key in params)
     tags = {one["key"]: one["value"] for one in tracked["data"]["tags"]}
     assert tags["mlflow.source.git.commit"] == git(stack.root, "rev-parse", "HEAD")
     assert tags["mlflow.source.name"] == "deployment train-and-release" and tags["mlflow.user"]

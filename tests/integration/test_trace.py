@@ -269,7 +269,7 @@ def test_without_mlflow_the_data_half_is_shown_with_one_line(project, capsys, mo
 @pytest.mark.usefixtures("project")
 def test_the_page_is_kept_with_the_version(mlflow_server, tmp_path):
     version = Tracker(mlflow_server).registry.versions(MODEL)[0]
-    log_page(load_params("params.yaml"), version)
+    log_page(load_params(Path("params.yaml")), version)
     client = MlflowClient(mlflow_server)
     assert [item.path for item in client.list_artifacts(version.run_id, "lineage")] == [ARTIFACT]
     page = Path(client.download_artifacts(version.run_id, ARTIFACT, str(tmp_path))).read_text()

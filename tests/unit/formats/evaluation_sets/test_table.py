@@ -97,7 +97,7 @@ def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path):
 
 @pytest.mark.parametrize(("name", "data", "task", "message"), [
     ("t.csv", b"file,kind\n", "zero_shot", "no column .* for `label`, it has file, kind; set columns.label of set"),
-    ("t.csv", b"", "retrieval", "no column with a usual name for `picture`, it has none"),
+    ("t.csv", b"", "retrieval", "the table is empty"),
     ("t.csv", b"file,caption\n", "retrieval", r"evaluation set one .*: no picture that can be used"),
     ("t.parquet", b"PAR1", "retrieval", "unreadable"),
     ("gone.csv", None, "retrieval", r"gone\.csv: cannot be read"),

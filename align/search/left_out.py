@@ -13,8 +13,8 @@ from align.durable.files import write_bytes
 from align.formats.table import is_address
 from align.pairs.text import normalise
 
-#: Beside the index: which rows are not in it.
-LEFT_OUT = "left_out.csv"
+#: After the name of the index, beside it: which rows are not in it. The name is of no file of a person.
+LEFT_OUT = ".left_out.csv"
 #: Characters of a picture's name: the image's key, which travels in addresses.
 _MAX_KEY = 400
 #: What no file's name can have.
@@ -73,7 +73,7 @@ class LeftOut:
 
     def tell(self, source: Path, out: Path) -> str:
         """Says and writes what is left out of the index `out`; returns the reasons."""
-        file, reasons = out.parent / LEFT_OUT, list[str]()
+        file, reasons = out.with_name(out.name + LEFT_OUT), list[str]()
         file.unlink(missing_ok=True)  # of the index before
         if not self._rows:
             return "no row"

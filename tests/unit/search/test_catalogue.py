@@ -129,15 +129,15 @@ def test_each_row_without_a_picture_has_its_reason_and_a_way_out(tmp_path, capsy
         f"1 with a picture outside of the folder; {relative}: 'leads/secret.jpg' (row 11)",
     ):
         assert f"left out: {line}" in said, said
-    assert f"12 rows left out: {tmp_path}/left_out.csv" in said
-    rows = list(csv.reader((tmp_path / "left_out.csv").read_text("utf-8-sig").splitlines()))
+    assert f"12 rows left out: {tmp_path}/index.left_out.csv" in said
+    rows = list(csv.reader((tmp_path / "index.left_out.csv").read_text("utf-8-sig").splitlines()))
     assert rows[0] == ["row", "picture", "reason"]
     assert sorted(int(row[0]) for row in rows[1:]) == [*range(2, 14)]
     assert ["10", "'=cmd|calc"] in [row[:2] for row in rows]  # no formula for a spreadsheet
     assert ["12", "Leads/SECRET.jpg", "whose picture is missing"] in rows  # what a link leads to is not told
     file.write_text("Picture;Price\npictures/red.jpg;1\n")
     build(file, tmp_path / "index", update=True)
-    assert not (tmp_path / "left_out.csv").exists()
+    assert not (tmp_path / "index.left_out.csv").exists()
 
 
 def test_columns_are_filters_and_nothing_else(tmp_path):

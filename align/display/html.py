@@ -37,13 +37,14 @@ p.lead { color: var(--soft); margin: 0 0 1rem }
 h1, h2, h3, p, li { overflow-wrap: anywhere }
 .scroll { overflow-x: auto; margin: .5rem 0; background:
   linear-gradient(to left, var(--paper) 30px, transparent 60px) right / 60px 100% no-repeat local,
-  linear-gradient(to left, var(--soft), transparent) right / 14px 100% no-repeat scroll }
+  linear-gradient(to left, var(--line), transparent) right / 14px 100% no-repeat scroll }
 table { border-collapse: collapse; font-size: .92rem }
 .scroll > table { width: max-content; max-width: 100% }
 @media (max-width: 900px) { .scroll > table { max-width: max(100%, 720px) } }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 600 }
-td { overflow-wrap: anywhere; min-width: 4.2rem }
+td { overflow-wrap: break-word; min-width: 4.2rem }
+td.long { overflow-wrap: anywhere }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-left: .8rem }
 .good { color: var(--good); font-weight: 600 }
 .bad { color: var(--bad); font-weight: 600 }
@@ -97,6 +98,8 @@ _HEADING = re.compile("<h2 id=([^>]+)>(.*?)</h2>")
 _DIGEST = re.compile(r"\b[0-9a-f]{40,64}\b")
 #: A cell with a number in words of its own, such as `+1.5` or `98.0%`.
 _FIGURE = re.compile(r"[-+−]?\d[\d,.]*( ?(%|px|MB|GB))?")
+#: Characters of a word that a column is as wide as: the longest name of a rule has 29.
+_LONGEST_WORD = 32
 #: The policy of pages without a style of their own.
 POLICY = policy()
 
@@ -225,7 +228,9 @@ def table(
                 shown = value
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-                line.append(f"<td{' class=number' * numeric[index]}>{prose(shown)}</td>")
+                is_long = any(len(word) > _LONGEST_WORD for word in str(shown).split())  # an address, which may break
+                css = " class=number" if numeric[index] else " class=long" if is_long else ""
+                line.append(f"<td{css}>{prose(shown)}</td>")
         cells.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(
         f"<th{' class=number' * number}>{escape(name)}</th>" if name else "<td></td>"

@@ -60,12 +60,11 @@ def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQ
         if queries:
             blocks.append(heading(name))
             for number, query in enumerate(queries):
-                title, *answers = _query(query)
-                blocks += (
-                    [title, *answers]
-                    if number < _NUM_OPEN
-                    else [fold(query.query + _SAID[query.right], "".join(answers))]
-                )
+                asked, *answers = _query(query)
+                if number < _NUM_OPEN:
+                    blocks += [asked, *answers]
+                else:
+                    blocks.append(fold(query.query + _SAID[query.right], "".join(answers)))
     return page(title, lead, blocks)
 
 

@@ -1,6 +1,7 @@
 """Shared by all tests: no telemetry, no user configuration, and the paths of the committed sample."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -14,6 +15,8 @@ pytest_plugins = [
 ]  # fmt: skip
 
 silence_telemetry()
+# A test run in the background ignores Ctrl-C, and so would each program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 warm.use_in_multiprocessing()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
 # times as long. Set before torch and numpy are imported; child processes inherit it.

@@ -3,7 +3,6 @@
 import _thread
 import asyncio
 import gzip
-import signal
 import socket
 import time
 import zlib
@@ -288,7 +287,6 @@ def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server):
     at_most = config().max_connections_per_host
     server.fallback = lambda request: interrupt() if len(server.requests) == at_most else silent(request)
     results = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     with Downloader(config()) as downloader:
         with pytest.raises(KeyboardInterrupt):
             results.extend(downloader.fetch([server.url(f"/{i}.jpg") for i in range(100)]))
@@ -301,4 +299,3 @@ def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server):
             next(downloader.fetch([server.url("/good.jpg")]))
         unfinished.close()
         assert len(list(downloader.fetch([server.url("/good.jpg")]))) == 1
-    signal.signal(signal.SIGINT, before)

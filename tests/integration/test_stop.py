@@ -57,14 +57,6 @@ class Ended:
     left: list[list[str]]
 
 
-@pytest.fixture(autouse=True)
-def _obeys_ctrl_c():
-    """What is started from a test run in the background would ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(name="alone")
 def _alone(tmp_path):
     """A checkout without servers."""

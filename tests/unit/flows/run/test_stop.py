@@ -47,13 +47,11 @@ print("ends with", stop.exit_code(), flush=True)
 
 
 @pytest.fixture(autouse=True)
-def _obeys_ctrl_c():
-    """What is started from a test run in the background would ignore it, and under nohup SIGHUP."""
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _obeys_sighup():
+    """What is started from a test run under nohup would ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGHUP, hangup)
+    signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def runs(clone):
 
 def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect, runs):
     page = prefect.page
-    prefect.read(runs["longer"], "run")
+    prefect.read(runs["longer"], "progress")
     link = "[...document.querySelectorAll('main a')].find((link) => link.innerText === 'beside other runs')"
     page.wait(link)
     page.open(page.run(f"{link}.href"))
@@ -97,7 +97,7 @@ def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect, runs)
 def test_a_version_has_a_card(clone, prefect, runs):
     page = prefect.page
     page.open(f"{clone.mlflow}/#/models/align/versions/2?workflowType=machine_learning")
-    shows(page, "Measured", "Use", "pairs passed the filter", "Licences", "align.git_revision", "candidate")
+    shows(page, "Measured", "Use", "pairs passed the filter", "The whole card", "align.git_revision", "candidate")
     close_assistant(page)
     take(page, "mlflow_card", 1000, MLFLOW_MENU_PX)
 

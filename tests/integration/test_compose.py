@@ -119,7 +119,7 @@ def test_services_listen_on_loopback_only_at_the_ports_of_the_file(team):
 def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team):
     compose = team.compose
     state = team.run_pipeline("team")
-    printed = (compose.project / ".align/logs/worker.log").read_text()
+    printed = (compose.project / ".align/logs/runs.log").read_text()
     assert state == "COMPLETED", printed[-5000:]
     assert compose.secret("MLFLOW_TRACKING_PASSWORD") not in printed
     assert git(compose.project, "branch", "--list", "run/team").strip() == "run/team"

@@ -109,6 +109,7 @@ def test_the_programs_of_the_image_run_and_write_nothing_into_it(image):
     before = image.files()
     (image.project / "photos").mkdir()
     (image.project / "photos/red fox.jpg").write_bytes(jpeg(0))
+    (image.project / "photos/captions.csv").write_text("file,text\nred fox.jpg,a red fox in the snow\n")
     [command] = [rest for word, rest in instructions() if word == "CMD"]
     for words in (
         shlex.split(command.strip("[]").replace(",", " ")),

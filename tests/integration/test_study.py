@@ -132,8 +132,8 @@ def test_killed_in_the_middle_and_typed_again(alone):
     assert "2 of 6 runs failed; the same command tries them again" in again.stderr, again.stderr
     trained = [line for line in called(alone) if line.startswith("pretrain")]
     assert sorted(trained) == sorted([
-        "pretrain 0.001 0", "pretrain 0.002 0", "pretrain 2.0 0", "pretrain 2.0 0",
-        "pretrain 0.001 1", "pretrain 0.001 1", "pretrain 0.002 1", "pretrain 2.0 1",
+        "pretrain 0.001 0", "pretrain 0.002 0", "pretrain 2 0", "pretrain 2 0",
+        "pretrain 0.001 1", "pretrain 0.001 1", "pretrain 0.002 1", "pretrain 2 1",
     ])  # fmt: skip
     assert called(alone).count("ingest 0.001 0") == 1 and sum(line.startswith("ingest") for line in called(alone)) == 1
 

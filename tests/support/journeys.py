@@ -7,7 +7,11 @@ order: the page is the script, so that it cannot say what does not work.
 import hashlib
 import re
 import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
+from align.services.git import git
+from align.services.tracking.tracker import BRANCH, REVISION, Tracker
 from tests.support import ROOT
 from tests.support.dvc_projects import environment
 
@@ -53,6 +57,22 @@ def travel(folder, page, name, more=None):
     )  # fmt: skip
     assert done.returncode == 0, f"{page}, {name}:\n{done.stdout[-6000:]}"
     return done.stdout
+
+
+def log_run(root, name):
+    """Puts branch run/NAME of a project among the runs of its mlflow.db, as `align run` does while it works.
+
+    The file belongs to its folder: copies of the project have to be made before.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # MLflow's client remembers addresses
+        pool.submit(_log_run, root, name).result()
+
+
+def _log_run(root, name):
+    tracker = Tracker(f"sqlite:///{root}/mlflow.db")
+    run_id = tracker.start_run("align", name)
+    tracker.set_tags(run_id, {BRANCH: f"run/{name}", REVISION: git(root, "rev-parse", f"run/{name}")})
+    tracker.end_run(run_id)
 
 
 def demo_state():

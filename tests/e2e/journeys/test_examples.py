@@ -9,6 +9,7 @@ from align.cli import main
 from align.verbs import VERBS
 from flows.checkout.run_branch import record
 from tests.support import own_model
+from tests.support.journeys import log_run
 from tests.support.small_data import jpeg
 
 #: They need a bucket, a web server, Prefect, a process of their own, a champion before the present one or an hour of
@@ -25,6 +26,8 @@ def project(tmp_path_factory, finished_project):
     shutil.copytree(finished_project.parent, home, symlinks=True)
     project = home / finished_project.name
     record(project, "wide", "the same")
+    for name in ("demo", "wide"):
+        log_run(project, name)
     shutil.copytree(home / "photos", home / "new/photos")
     shutil.copytree(home / "photos/images", project / "images")
     shutil.copy(home / "photos/captions.csv", project)

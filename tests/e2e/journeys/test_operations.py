@@ -23,7 +23,7 @@ from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
 from tests.support import ROOT, answers, wait_until
 from tests.support.dvc_projects import environment, make_repository, shell
-from tests.support.journeys import travel
+from tests.support.journeys import log_run, travel
 from tests.support.killing import kill_family
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
@@ -146,6 +146,7 @@ def test_what_is_left_after_a_clean_up_is_back_after_the_disk_was_lost(kind, fol
     else:
         shutil.copytree(request.getfixturevalue("finished_project").parent, folder, symlinks=True, dirs_exist_ok=True)
         (folder / "mine").rename(project)
+        log_run(project, "demo")
         shell(project, "align register && align promote", {"PYTHONPATH": str(ROOT)})
     shell(project, "dvc remote modify --local local url .align/remote && dvc push --quiet --all-branches", {})
     for name, age_s in (("young", 0), ("old", LONG_AGO_S)):

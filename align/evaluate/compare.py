@@ -18,6 +18,7 @@ from typing import Any
 from align.display.figure import BAD, GOOD, SOFT, Interval, forest
 from align.display.html import escape, heading, note, page, paragraph, plot, scroll, subheading, table
 from align.display.report import Report, write_report
+from align.display.shares import percent, points
 from align.durable.files import write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.paper_table import STYLE, grouped, label
@@ -184,15 +185,9 @@ def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
         interval, found = "", ""
         if row.low is not None and row.high is not None:
             anything = row.low <= -1 and row.high >= 1
-            interval = "any: too few concepts" if anything else f"{_points(row.low)} to {_points(row.high)}"
+            interval = "any: too few concepts" if anything else f"{points(row.low)} to {points(row.high)}"
             found = "none is found" if row.detectable is None else f"{100 * row.detectable:.1f}"
-        yield name, [row.verdict, f"{row.a:.1%}", f"{row.b:.1%}", _points(row.difference), interval, found]
-
-
-def _points(share: float) -> str:
-    """A difference in percentage points, with its sign."""
-    text = f"{100 * share:+.1f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
+        yield name, [row.verdict, percent(row.a), percent(row.b), points(row.difference), interval, found]
 
 
 def _tables(report: CompareReport) -> Iterator[str]:
@@ -229,7 +224,7 @@ def sentence(report: CompareReport, b: str = "B") -> str:
     return (
         f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; of two "
         f"equally good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: {b} − A "
-        f"{_points(most['difference'])} points (95 % interval {_points(most['low'])} to {_points(most['high'])})."
+        f"{points(most['difference'])} points (95 % interval {points(most['low'])} to {points(most['high'])})."
     )
 
 

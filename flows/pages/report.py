@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.display.report import reported
+from align.display.shares import percent
 from align.display.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
 
@@ -60,7 +61,7 @@ def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:
     rows = []
     for found in filter(None, (fnmatch.filter(metrics, pattern) for pattern in patterns)):
         name = min(found, key=lambda one: (one.count("/"), one))
-        number = "{:.1%}".format if f"{name}/low" in metrics else _number
+        number = percent if f"{name}/low" in metrics else _number
         values = [number(metrics[key]) if key in metrics else "" for key in (name, f"{name}/chance")]
         rows.append([plain_markdown(name), *values])
     width = 3 if any(row[-1] for row in rows) else 2

@@ -90,7 +90,7 @@ def _reading(shown: Shown) -> Iterator[str]:
         "Intervals are of a bootstrap over concepts. 'By chance' is the exact value for a random order. Rows with a "
         "number are published ones: their source and protocol stand below the table, and in the title of each cell. "
         "They are shown for sets of a published name; they have other data and sizes of model, and mostly no interval. "
-        "A champion may change after this was measured: `align promote` compares with it, query by query."
+        "Which version is champion may change later: `align promote` compares with it, query by query."
     )
     if shown.retrievals:
         yield html.paragraph(

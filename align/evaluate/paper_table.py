@@ -151,8 +151,8 @@ def _table(
     rows, below = [], [note(f"In bold {model}, with its 95 % intervals and what a random order gives.")]
     for name, of in by_set.items():
         known = published().of(name)
-        said = name if known is None else f"{name}: {known.title}"
-        rows.append(f"<tr><th colspan={len(columns) + 1}>{escape(said)}</th></tr>")
+        words = name if known is None else f"{name}: {known.title}"
+        rows.append(f"<tr><th colspan={len(columns) + 1}>{escape(words)}</th></tr>")
         ways: dict[str, dict[str, str]] = {}  # direction -> column -> metric
         for metric in of:
             way, rest = _split(metric)

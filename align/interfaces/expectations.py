@@ -45,13 +45,11 @@ def statistic(what: str, column: str, low: float | None, high: float | None) -> 
     It is of a share if a bound is a fraction by its type, as `validate` has them.
     """
     is_share = isinstance(low, float) or isinstance(high, float)
-    lowest, highest = (None if one is None else precise_percent(one) if is_share else f"{one:g}" for one in (low, high))
-    if highest is None:
-        threshold = f"at least {lowest}"
-    elif lowest is None or low == high:
-        threshold = f"at most {highest}" if lowest is None else highest
+    shown = precise_percent if is_share else "{:g}".format
+    if low is None or high is None:
+        threshold = f"at least {shown(low)}" if low is not None else f"at most {shown(high or 0)}"
     else:
-        threshold = f"{lowest} to {highest}"
+        threshold = f"{shown(low)} to {shown(high)}" if low != high else shown(low)
     name = column.replace("_", "-")
     arguments = {"column": column, "min_value": low, "max_value": high}
     return Expectation(name, what, STATISTICS, "expect_column_max_to_be_between", arguments, threshold, is_share)

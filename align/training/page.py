@@ -30,39 +30,30 @@ _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 PANELS: dict[str, tuple[str, dict[str, str]]] = {
     "training loss (sum of both directions)": (
         "How well each image of a batch finds its text, and each text its image. Lower is better.",
-        {"train/loss": "loss"},
-    ),
+        {"train/loss": "loss"}),
     "validation recall@10": (
         "Share of queries with a right answer among the ten nearest. Higher is better.",
-        {f"val/{way}/recall@10": words for way, words in _WAYS.items()},
-    ),
+        {f"val/{way}/recall@10": words for way, words in _WAYS.items()}),
     "validation recall@1": (
         "Share of queries whose nearest answer is right. Higher is better.",
-        {f"val/{way}/recall@1": words for way, words in _WAYS.items()},
-    ),
+        {f"val/{way}/recall@1": words for way, words in _WAYS.items()}),
     "temperature": (
         "Divides the cosines in the loss, and is learned. Low: the nearest wrong pairs count most.",
-        {"train/temperature": "temperature"},
-    ),
+        {"train/temperature": "temperature"}),
     "learning rate": ("The size of the optimiser's steps.", {"train/learning_rate": "learning rate"}),
     "norm of the gradients": (
         "Length of the gradient of a step. If it grows and stays large, training may diverge.",
-        {"train/gradient_norm": "norm"},
-    ),
+        {"train/gradient_norm": "norm"}),
     "batch-norm gap": (
         "Mean of 1 - cosine between embeddings of the same images by the batch's and by the running statistics. Near "
-        "0, the model in use is the one that was trained.",
-        {"val/batch_norm_gap": "gap"},
-    ),
+        "0, the model in use is the one that was trained.", {"val/batch_norm_gap": "gap"}),
     "directions that the embeddings spread over": (
         "Effective rank of the image embeddings. Near 1, all images look the same to the model.",
-        {"val/effective_rank": "effective rank"},
-    ),
+        {"val/effective_rank": "effective rank"}),
     "loss scale": (
         "What the loss is multiplied by, so that small gradients of 16 bits are not lost.",
-        {"train/loss_scale": "scale"},
-    ),
-}
+        {"train/loss_scale": "scale"}),
+}  # fmt: skip
 #: The panels of the run's picture.
 MAIN = tuple(PANELS)[:2]
 _THUMBNAIL_PX, _MAX_CAPTION = 112, 60
@@ -116,19 +107,17 @@ def write_page(
         blocks += [html.heading("Curves"), html.side_by_side(plots)]
     if samples and trained.found:
         blocks += _gallery(samples, trained.found)
-    blocks += [html.heading("What is next"), *_next(stage)]
+    blocks += [html.heading("What is next"), _next(stage)]
     write_text(directory / "report.html", html.page(f"Training: {stage}", lead, blocks))
 
 
-def _next(stage: str) -> Iterator[str]:
+def _next(stage: str) -> str:
     """Where the rest is: this page is the same in every run that has its result, and so names no run."""
     evaluation = html.link("the evaluation", "../evaluation/report.html")
-    yield f"<p>How good it is on sets that it never saw: {evaluation}. What the other stages made, and the run's place "
-    yield f"in MLflow: {html.link('all pages of the run', '../index.html')}.</p>"
-    yield html.note(
-        f"Each step's figures are in metrics.jsonl beside this page and in MLflow, pairs per second in MLflow "
-        f"(train/pairs_per_s) and in runtime/{stage}.json. A checkpoint is measured by "
-        "`align evaluate --checkpoint STEP --reports DIR`."
+    run = html.link("all pages of the run", "../index.html")
+    return f"<p>On sets that it never saw: {evaluation}. What other stages made, and MLflow: {run}.</p>" + html.note(
+        f"Figures of each step: metrics.jsonl beside this page, and MLflow. Pairs per second: runtime/{stage}.json "
+        "and MLflow (train/pairs_per_s). `align evaluate --checkpoint STEP --reports DIR` measures a checkpoint."
     )
 
 

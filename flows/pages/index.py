@@ -15,12 +15,10 @@ from flows.checkout.run_branch import Recorded
 from flows.pages.report import main_figures, verdict
 from flows.run.context import RunContext
 
-INDEX = "index.html"
-
 
 def index_file(run: RunContext) -> Path:
     """Beside the reports; nothing depends on it."""
-    return run.root / Path(run.chosen.stages[0].report).parent / INDEX
+    return run.root / Path(run.chosen.stages[0].report).parent / "index.html"
 
 
 def write_index(run: RunContext, recorded: Recorded, said: str) -> None:
@@ -37,7 +35,6 @@ def write_index(run: RunContext, recorded: Recorded, said: str) -> None:
                 for name, value, chance in shown
             )
             blocks.append(html.note("; ".join(figures)))
-    date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    lead = f"Run {run.name}, commit {recorded.commit[:12]}, {date}: {said}"
+    lead = f"Run {run.name}, commit {recorded.commit[:12]}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {said}"
     blocks += [f"<p>{html.link('This run in MLflow', run.mlflow_page)}</p>"] if run.mlflow_page else []
     write_text(index_file(run), html.page(f"Run {run.name}", lead, blocks))

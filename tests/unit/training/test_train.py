@@ -156,7 +156,7 @@ def test_the_page_shows_what_the_model_found_as_it_learned(data, tmp_path):
     assert page.count('<figure class="') == 8 * 3 * 5
     shown = (row for step in (2, 4, 8) for asked, *nearest in found[step] for row in nearest if row == asked)
     assert page.count('<figure class="good"') == len([*shown])
-    assert "recall@10 (chance 100.0%)" in page  # of eight images
+    assert "recall@10 (by chance 100.0%)" in page  # of eight images
 
 
 def test_fine_tuning_starts_from_the_given_model(data, stage, tmp_path):

@@ -64,7 +64,7 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
             blocks += [html.subheading(f"answered {verdict}")]
             blocks += [_example(example) for example in group] or [html.paragraph("None.")]
     blocks += [*_reading(shown), html.heading(SETS), _sets([*retrievals, *shown.classifications])]
-    return html.page("Evaluation", f"{model}: {above_chance(report.metrics)}.", blocks, style=STYLE)
+    return html.page("Evaluation", f"Measured: {model}. {above_chance(report.metrics)}.", blocks, style=STYLE)
 
 
 def _cards(shown: Shown) -> Iterator[tuple[str, str, str]]:

@@ -58,10 +58,13 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
   align-items: start }
 .side > div { min-width: 0 }
 nav { font-size: .85rem; margin: 0 0 .4rem }
+a { color: inherit }
 nav a { color: var(--soft); margin-right: 1rem; display: inline-block; line-height: 1.8 }
 td.bar { min-width: 96px; padding-top: .62rem }
 td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--soft) }
-.bars { display: grid; grid-template-columns: 1fr auto; gap: 0 .8rem; font-variant-numeric: tabular-nums }
+.bars { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 .8rem; font-variant-numeric: tabular-nums;
+  font-size: .85rem; overflow-wrap: anywhere }
+.bars span + span { white-space: nowrap; text-align: right }
 .bars div { grid-column: 1 / -1; display: flex; margin-bottom: .5rem }
 .bars hr { margin: 0; border: 0; height: .9rem; background: var(--good) }
 .bars hr + hr { background: var(--bad); opacity: .75 }
@@ -78,8 +81,8 @@ svg.band .line { fill: var(--line) }
 p.note { color: var(--soft); font-size: .85rem; max-width: 820px }
 img { max-width: 100% }
 .gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
-figure { margin: 0; width: 116px; font-size: .74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere }
-figure img { width: 116px; height: 116px; object-fit: contain; background: var(--wash);
+figure { margin: 0; width: 109px; font-size: .74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere }
+figure img { width: 109px; height: 109px; object-fit: contain; background: var(--wash);
   border: 1px solid var(--line); border-radius: 4px; display: block; margin-bottom: .2rem }
 figure.good, figure.bad { color: var(--soft); font-weight: 400 }
 figure.good img { border: 2px solid var(--good) }
@@ -97,7 +100,7 @@ def policy(style: str = "") -> str:
 _HEADING = re.compile("<h2 id=([^>]+)>(.*?)</h2>")
 _DIGEST = re.compile(r"\b[0-9a-f]{40,64}\b")
 #: A cell with a number in words of its own, such as `+1.5` or `98.0%`.
-_FIGURE = re.compile(r"[-+−]?\d[\d,.]*( ?(%|px|MB|GB))?")
+_FIGURE = re.compile(r"[-+−]?\d[\d,.]*( ?(%|px|MB|GB))?|unknown")
 #: Characters of a word that a column is as wide as: the longest name of a rule has 29.
 _LONGEST_WORD = 32
 #: The policy of pages without a style of their own.
@@ -178,6 +181,11 @@ def code(text: str) -> str:
     return f"<pre tabindex=0>{escape(text)}</pre>"
 
 
+def link(words: str, address: str) -> str:
+    """A link."""
+    return f'<a href="{escape(address)}">{escape(words)}</a>'
+
+
 def scroll(block: str, about: str) -> str:
     """A block that may be wider than the window: it scrolls in itself, with keys, too. `about`: what it is."""
     return f'<div class=scroll tabindex=0 role=group aria-label="{escape(about)}">{block}</div>'
@@ -211,7 +219,9 @@ def table(
         drawn: index of a column of blocks.
     """
     rows = list(rows)
-    numeric = [index != drawn and _are_numbers([row[index] for row in rows]) for index in range(len(columns))]
+    numeric = [
+        index not in (bar, drawn) and _are_numbers([row[index] for row in rows]) for index in range(len(columns))
+    ]
     cells = []
     for row in rows:
         line = []

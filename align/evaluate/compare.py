@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from align.display.figure import BAD, GOOD, SOFT, Interval, forest
-from align.display.html import escape, heading, note, page, paragraph, plot, scroll, subheading, table
+from align.display.html import escape, heading, link, note, page, paragraph, plot, scroll, table
 from align.display.report import Report, write_report
+from align.display.shares import percent, points
 from align.durable.files import write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.paper_table import STYLE, grouped, label
@@ -27,7 +28,8 @@ from align.statistics.paired import difference, of_metrics
 
 #: One-sided, so that both bounds make a 95 % interval.
 CONFIDENCE = 0.975
-_STYLE = """table.compared th:nth-child(2), table.compared td:nth-child(2) { text-align: left; white-space: normal }
+_STYLE = """.scroll > table.compared { table-layout: auto }
+table.compared th:nth-child(2), table.compared td:nth-child(2) { text-align: left }
 table.compared td:first-child { white-space: nowrap; max-width: none; padding-left: .4rem }
 table.compared td.soft { color: var(--soft) }
 """
@@ -184,25 +186,17 @@ def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
         interval, found = "", ""
         if row.low is not None and row.high is not None:
             anything = row.low <= -1 and row.high >= 1
-            interval = "any: too few concepts" if anything else f"{_points(row.low)} to {_points(row.high)}"
+            interval = "any: too few concepts" if anything else f"{points(row.low)} to {points(row.high)}"
             found = "none is found" if row.detectable is None else f"{100 * row.detectable:.1f}"
-        yield name, [row.verdict, f"{row.a:.1%}", f"{row.b:.1%}", _points(row.difference), interval, found]
+        yield name, [row.verdict, percent(row.a), percent(row.b), points(row.difference), interval, found]
 
 
-def _points(share: float) -> str:
-    """A difference in percentage points, with its sign."""
-    text = f"{100 * share:+.1f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
-
-
-def _tables(report: CompareReport) -> Iterator[str]:
-    """A table under each heading of the evaluation's page; the sets one below the other."""
-    shown = dict(_shown(report))
-    heads = "".join(f"<th>{escape(head)}</th>" for head in HEADS)
-    for title, by_set in grouped(shown, report.sets).items():
-        rows = []
+def _table(report: CompareReport) -> str:
+    """All metrics in one table, in the order of the evaluation's page."""
+    shown, rows = dict(_shown(report)), []
+    for by_set in grouped(shown, report.sets).values():
         for name, of in by_set.items():
-            rows += [f"<tr class=ours><td colspan={len(HEADS)}>{escape(name)}</td></tr>"] if name else []
+            rows += [f"<tr><th colspan={len(HEADS)}>{escape(name)}</th></tr>"] if name else []
             for metric in of:
                 key = f"{name}/{metric}" if name else metric
                 verdict, *cells = (escape(cell) for cell in shown[key])
@@ -210,8 +204,8 @@ def _tables(report: CompareReport) -> Iterator[str]:
                 columns = "".join(f"<td>{cell}</td>" for cell in cells)
                 first = f'<td title="{escape(key)}">{escape(label(metric))}</td>'
                 rows.append(f"<tr>{first}<td class={css}>{verdict}</td>{columns}</tr>")
-        yield subheading(title)
-        yield scroll(f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>", f"table: {title}")
+    heads = "".join(f"<th>{escape(head)}</th>" for head in HEADS)
+    return scroll(f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>", "table: all metrics")
 
 
 def sentence(report: CompareReport, b: str = "B") -> str:
@@ -229,7 +223,7 @@ def sentence(report: CompareReport, b: str = "B") -> str:
     return (
         f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; of two "
         f"equally good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: {b} − A "
-        f"{_points(most['difference'])} points (95 % interval {_points(most['low'])} to {_points(most['high'])})."
+        f"{points(most['difference'])} points (95 % interval {points(most['low'])} to {points(most['high'])})."
     )
 
 
@@ -253,7 +247,7 @@ def drawing(report: CompareReport, b: str = "B") -> str:
 def _page(report: CompareReport) -> str:
     blocks = [
         *(
-            f"<p><b>{key.upper()}</b>: {escape(one['folder'])} <small>(its own report: {key}/report.html)</small></p>"
+            f"<p><b>{key.upper()}</b>: {escape(one['folder'])} ({link('its own report', f'{key}/report.html')})</p>"
             for key, one in report.models.items()
         ),
         heading("Which is better"),
@@ -265,7 +259,7 @@ def _page(report: CompareReport) -> str:
             "zero out. 'Found if at least': a true difference of this size would be found in 80 % of trials with so "
             "many concepts."
         ),
-        *_tables(report),
+        _table(report),
         heading("Sets"),
         table(["set", "digest"], sorted(report.sets.items())),
     ]  # fmt: skip

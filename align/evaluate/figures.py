@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible
@@ -43,7 +44,8 @@ def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
         axes.set_xticks(range(len(CUTS)), [f"recall@{k}" for k in CUTS])
         axes.set_title(legible(name, width=40), loc="left", fontsize=11, fontweight="bold")
         _tidy(axes)
-    all_axes[0].set_ylabel("share of queries")
+    all_axes[0].set_ylabel("queries")
+    all_axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     all_axes[0].set_ylim(bottom=0)
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside lower left")
@@ -87,7 +89,7 @@ def confusion_figure(result: Classification) -> Figure:
     axes.set_ylabel("true class")
     if len(names) < len(counts):
         axes.set_title(f"the {len(names)} of {len(counts):,} classes with the most confusions", fontsize=10)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class", format=PercentFormatter(1))
     return figure
 
 

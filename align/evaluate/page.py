@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from align.display import html
+from align.display.shares import above_chance, percent
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
@@ -62,12 +63,12 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
             blocks += [html.subheading(f"answered {verdict}")]
             blocks += [_example(example) for example in group] or [html.paragraph("None.")]
-    blocks += [*_reading(shown, model), html.heading(SETS), _sets([*retrievals, *shown.classifications])]
-    return html.page("Evaluation", _lead(shown), blocks, style=STYLE)
+    blocks += [*_reading(shown), html.heading(SETS), _sets([*retrievals, *shown.classifications])]
+    return html.page("Evaluation", f"Measured: {model}. {above_chance(report.metrics)}.", blocks, style=STYLE)
 
 
 def _cards(shown: Shown) -> Iterator[tuple[str, str, str]]:
-    """Recall both ways on the first set, and zero-shot; a champion is none of what this measures."""
+    """Recall both ways on the first set, and zero-shot. Which version is champion is no input of this stage."""
     for result in shown.retrievals[:1]:
         for way, words in DIRECTIONS.items():
             yield _card(f"{result.source.name}: recall@10, {words}", result.scores[f"{way}/recall@10"])
@@ -76,20 +77,20 @@ def _cards(shown: Shown) -> Iterator[tuple[str, str, str]]:
 
 
 def _card(what: str, one: Score) -> tuple[str, str, str]:
-    return f"{what} (by chance {one.chance:.1%})", f"{one.value:.1%}", "good" if one.low > one.chance else "warn"
+    return f"{what} (by chance {percent(one.chance)})", percent(one.value), "good" if one.low > one.chance else "warn"
 
 
 def _where(direction: str, shown: Shown) -> str:
     return f"Examples, {DIRECTIONS[direction]} ({shown.retrievals[0].source.name})"
 
 
-def _reading(shown: Shown, model: str) -> Iterator[str]:
+def _reading(shown: Shown) -> Iterator[str]:
     yield html.heading(TABLES)
     yield html.paragraph(
-        f"The first row of each direction is {model}: per cent, with 95 % bootstrap intervals over concepts. 'By "
-        "chance' is the exact value for a random order. Rows with a number are published ones: their source and "
-        "protocol stand below the table, and in the title of each cell. They are shown for sets of a published name; "
-        "they have other data and sizes of model, and mostly no interval."
+        "Intervals are of a bootstrap over concepts. 'By chance' is the exact value for a random order. Rows with a "
+        "number are published ones: their source and protocol stand below the table, and in the title of each cell. "
+        "They are shown for sets of a published name; they have other data and sizes of model, and mostly no interval. "
+        "Which version is champion may change later: `align promote` compares with it, query by query."
     )
     if shown.retrievals:
         yield html.paragraph(
@@ -109,7 +110,7 @@ def _classification(title: str, result: Classification, shown: Shown, figures: M
     yield html.paragraph(
         f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} templates is "
         "nearest, kNN with the class of the nearest reference image. Always answering with the most frequent class "
-        f"would be right in {result.majority:.1%} of cases."
+        f"would be right in {percent(result.majority)} of cases."
     )
     right, wrong = shown.walls.get(name, ([], []))
     for verdict, css, wall in (("right", "good", right), ("wrong", "bad", wrong)):
@@ -128,20 +129,6 @@ def _classification(title: str, result: Classification, shown: Shown, figures: M
 
 def _caption(example: ClassifiedExample) -> str:
     return example.label if example.predicted == example.label else f"{example.label}, not {example.predicted}"
-
-
-def _lead(shown: Shown) -> str:
-    parts = []
-    for result in shown.retrievals:
-        ways = {word: result.scores[f"{way}/recall@10"] for way, word in DIRECTIONS.items()}
-        said = (f"{one.value:.1%} {word} (by chance {one.chance:.1%})" for word, one in ways.items())
-        parts.append(f"{result.source.name}: recall@10 {', '.join(said)}")
-    parts += [
-        f"{result.source.name}: zero-shot accuracy {result.scores['zero_shot/accuracy'].value:.1%} "
-        f"(by chance {result.scores['zero_shot/accuracy'].chance:.1%})"
-        for result in shown.classifications
-    ]
-    return "; ".join(parts) + "."
 
 
 def _sets(results: Sequence[Retrieval | Classification]) -> str:
@@ -173,8 +160,8 @@ def _classes(result: Classification) -> str:
             others = counts.copy()
             others[index] = 0
             mistaken = names[int(others.argmax())] if others.any() else "–"
-            after = [f"{tuned[names[index]]:.0%}"] if tuned else []
-            rows.append([names[index], total, f"{counts[index] / total:.0%}", mistaken, *after])
+            after = [percent(tuned[names[index]])] if tuned else []
+            rows.append([names[index], total, percent(counts[index] / total), mistaken, *after])
     heads = ["class", "images", "zero-shot accuracy", "most often misclassified as"]
     return html.table([*heads, "accuracy after fine-tuning"] if tuned else heads, rows)
 

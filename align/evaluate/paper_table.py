@@ -1,7 +1,7 @@
 """The paper's tables with our row beside published ones, as blocks of the report's page.
 
-Every metric of a report is shown: those whose name is known under the heading of the paper's table, one table for each
-set, the others in a table of the rest. Published figures are in `published.yaml`; they stand beside sets of that name.
+Every metric of a report is shown: those whose name is known under the heading of the paper's table, all sets in one,
+the others in a table of the rest. Published figures are in `published.yaml`; they stand beside sets of that name.
 Their source and protocol are the title of each cell, and a line below the table, which needs no mouse.
 """
 
@@ -16,7 +16,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 
-from align.display.html import escape, heading, note, paragraph, scroll, subheading, table
+from align.display.html import escape, heading, note, paragraph, scroll, table
+from align.display.shares import percent
 
 RETRIEVAL = "Image-text retrieval"
 #: Heading -> the metrics of a set that belong to it.
@@ -24,9 +25,7 @@ HEADINGS = {
     RETRIEVAL: r"((image_to_text|text_to_image)/)?(recall@\d+|mean_recall)",
     "Crisscrossed Captions": r"cxc/.+",
     "Multi30K": r"multi30k/.+",
-    "Zero-shot classification": r"zero_shot/.+",
-    "Classification with frozen features": r"(knn|frozen)/.+",
-    "Fine-tuning for classification": r"fine_tuning/.+",
+    "Classification": r"(zero_shot|knn|frozen|fine_tuning)/.+",
 }
 REST = "Other measures"
 
@@ -37,6 +36,7 @@ table.paper th { white-space: normal; min-width: 4.6rem; vertical-align: bottom 
 table.paper th:first-child, table.paper td:first-child { text-align: left; min-width: 8.5rem; position: sticky;
   left: 0; background: var(--paper); white-space: normal; max-width: min(15rem, 40vw); overflow-wrap: anywhere }
 table.paper tr.ours td { background: var(--wash); font-weight: 600 }
+table.paper th[colspan] { color: var(--ink); max-width: none; padding-top: .9rem }
 table.paper small { display: block; color: var(--soft); font-weight: 400 }
 table.paper td + td small { white-space: normal; max-width: 7.5rem; margin-left: auto }
 p.source { color: var(--soft); font-size: .82rem; margin: .1rem 0 }
@@ -49,7 +49,8 @@ _CUT = re.compile(r"(\d+)")
 _WORDS = {"image_to_text": "image → text", "text_to_image": "text → image", "text_to_text": "text → text",
           "image_to_image": "image → image"}  # fmt: skip
 #: Names as the field writes them.
-_NAMES = {"sts": "STS", "sis": "SIS", "sits": "SITS"}
+_NAMES = {"sts": "STS", "sis": "SIS", "sits": "SITS", "zero_shot": "zero-shot", "knn": "kNN",
+          "frozen": "frozen features,", "fine_tuning": "fine-tuning"}  # fmt: skip
 _PATH = Path(__file__).with_name("published.yaml")
 
 
@@ -134,61 +135,66 @@ def paper_tables(
     """
     numbers: dict[tuple[str, str], int] = {}
     for title, by_set in grouped(figures(metrics), sets).items():
-        if title == REST:
-            yield title, [heading(title), _rest(metrics, by_set)]
-            continue
-        blocks = [heading(title)]
-        for name, of in by_set.items():
-            known = published().of(name)
-            blocks += [subheading(name if known is None else f"{name}: {known.title}")]
-            blocks += _set_table(metrics, name, of, (known, sets[name].get("num_images")), model, numbers)
-        yield title, blocks
+        shown = [_rest(metrics, by_set)] if title == REST else _table(metrics, by_set, sets, model, numbers)
+        yield title, [heading(title), *shown]
 
 
-def _set_table(
+def _table(
     metrics: Mapping[str, float | int],
-    name: str,
-    of: list[str],
-    known: tuple[PublishedSet | None, int | None],
+    by_set: Mapping[str, list[str]],
+    sets: Mapping[str, Mapping[str, Any]],
     model: str,
     numbers: dict[tuple[str, str], int],
 ) -> Iterator[str]:
-    """A table of one set, and the sources of its published rows, whose numbers on the page are in `numbers`."""
-    ways: dict[str, dict[str, str]] = {}  # direction -> column -> metric
-    for metric in of:
-        way = next((part for part in metric.split("/") if part in _WORDS), "")
-        ways.setdefault(way, {})[label(metric.replace(way, "").replace("//", "/").strip("/"))] = metric
-    columns = list(dict.fromkeys(column for by_column in ways.values() for column in by_column))
-    rows, cited = [], []
-    published_set, num_images = known
-    for way, by_column in ways.items():
-        cells = "".join(_cell(metrics, f"{name}/{by_column.get(column, '')}") for column in columns)
-        first = _WORDS.get(way, "both directions" if len(ways) > 1 else model)
-        second = "95 % interval" if first == model else f"{model}, 95 % interval"
-        rows.append(f"<tr class=ours><td>{escape(first)}<small>{escape(second)}</small></td>{cells}</tr>")
-        for row in published_set.rows if published_set else ():
-            known_of = {column: row.figures[one] for column, one in by_column.items() if one in row.figures}
-            if not known_of:
-                continue
-            said = f"{row.model}: {published().sources[row.source]}; {row.protocol}"
-            if (place := (said, row.source)) not in numbers:
-                numbers[place] = len(numbers) + 1
-                cited.append(f"<p class=source id=source-{numbers[place]}>{numbers[place]} {escape(said)}.</p>")
-            title = f'title="{escape(said)}"'
-            cells = "".join(
-                f"<td {title}>{known_of[one]:.1f}</td>" if one in known_of else "<td>–</td>" for one in columns
+    """A table of all sets, and the sources of its published rows, whose numbers on the page are in `numbers`."""
+    columns = list(dict.fromkeys(label(rest) for of in by_set.values() for _, rest in map(_split, of)))
+    rows, below = [], [note(f"In bold {model}, with its 95 % intervals and what a random order gives.")]
+    for name, of in by_set.items():
+        known = published().of(name)
+        words = name if known is None else f"{name}: {known.title}"
+        rows.append(f"<tr><th colspan={len(columns) + 1}>{escape(words)}</th></tr>")
+        ways: dict[str, dict[str, str]] = {}  # direction -> column -> metric
+        for metric in of:
+            way, rest = _split(metric)
+            ways.setdefault(way, {})[label(rest)] = metric
+        cited = []
+        for way, by_column in ways.items():
+            cells = "".join(_cell(metrics, f"{name}/{by_column.get(column, '')}") for column in columns)
+            first = _WORDS.get(way, "both directions" if len(ways) > 1 else model)
+            rows.append(f"<tr class=ours><td>{escape(first)}</td>{cells}</tr>")
+            for row in known.rows if known else ():
+                known_of = {column: row.figures[one] for column, one in by_column.items() if one in row.figures}
+                if not known_of:
+                    continue
+                said = f"{row.model}: {published().sources[row.source]}; {row.protocol}"
+                if (place := (said, row.source)) not in numbers:
+                    numbers[place] = len(numbers) + 1
+                    cited.append(f"<p class=source id=source-{numbers[place]}>{numbers[place]} {escape(said)}.</p>")
+                title = f'title="{escape(said)}"'
+                cells = "".join(
+                    f"<td {title}>{percent(known_of[one] / 100)}</td>" if one in known_of else "<td>–</td>"
+                    for one in columns
+                )
+                link = f"<sup><a href=#source-{numbers[place]} {title}>{numbers[place]}</a></sup>"
+                rows.append(f"<tr><td>{escape(row.model)}{link}</td>{cells}</tr>")
+        num_images = sets.get(name, {}).get("num_images")
+        if known and cited and num_images not in (None, known.num_images):
+            below.append(
+                paragraph(
+                    f"The set {name} has {num_images:,} pictures, the published one {known.num_images:,}: these rows "
+                    "are of other items, and not comparable."
+                )
             )
-            link = f"<sup><a href=#source-{numbers[place]} {title}>{numbers[place]}</a></sup>"
-            rows.append(f"<tr><td>{escape(row.model)}{link}</td>{cells}</tr>")
+        below += cited
     heads = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    yield scroll(f"<table class=paper><tr><th>per cent</th>{heads}</tr>{''.join(rows)}</table>", f"table: {name}")
-    size = published_set.num_images if published_set else None
-    if cited and size is not None and num_images is not None and num_images != size:
-        yield paragraph(
-            f"This set has {num_images:,} pictures, the published one {size:,}: the published rows are of other items, "
-            "and not comparable."
-        )
-    yield from cited
+    yield scroll(f"<table class=paper><tr><th>set</th>{heads}</tr>{''.join(rows)}</table>", "table: all sets")
+    yield from below
+
+
+def _split(metric: str) -> tuple[str, str]:
+    """A metric's direction, which may be empty, and the rest of it."""
+    way = next((part for part in metric.split("/") if part in _WORDS), "")
+    return way, "/".join(part for part in metric.split("/") if part != way)
 
 
 def _rest(metrics: Mapping[str, float | int], by_set: Mapping[str, list[str]]) -> str:
@@ -208,21 +214,17 @@ def _cell(metrics: Mapping[str, float | int], key: str) -> str:
     if key not in metrics:
         return "<td></td>"
     low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-    below = [] if low is None or high is None else [f"{_percent(low)} – {_percent(high)}"]
+    below = [] if low is None or high is None else [f"{percent(low)} – {percent(high)}"]
     for word, ending in (("by chance", "chance"), ("always the most frequent class", "majority")):
         value = metrics.get(f"{key}/{ending}")
-        below += [] if value is None else [f"{word} {_percent(value)}"]
-    return f"<td>{_percent(metrics[key])}{''.join(f'<small>{line}</small>' for line in below)}</td>"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+        below += [] if value is None else [f"{word} {percent(value)}"]
+    return f"<td>{percent(metrics[key])}{''.join(f'<small>{line}</small>' for line in below)}</td>"
 
 
 def label(metric: str) -> str:
     """A metric as the head of a column; its first part is said by the heading."""
     parts = metric.split("/")
-    if parts[0] in ("cxc", "multi30k", "zero_shot") and parts[1:]:
+    if parts[0] in ("cxc", "multi30k") and parts[1:]:
         parts = parts[1:]
     together = _NAMES | {name: words.replace(" ", "\N{NO-BREAK SPACE}") for name, words in _WORDS.items()}
     return " ".join(together.get(part, part.replace("_", " ")) for part in parts)
@@ -230,7 +232,9 @@ def label(metric: str) -> str:
 
 def _order(metric: str) -> tuple[Any, ...]:
     """By direction, in the paper's order, recall@K first, then by name, numbers by their size."""
-    first = next((place for place, word in enumerate(_WORDS) if word in metric.split("/")), len(_WORDS))
+    first = next(
+        (place for place, word in enumerate((*_WORDS, "zero_shot")) if word in metric.split("/")), len(_WORDS) + 1
+    )
     return (first, "recall@" not in metric, [int(part) if part.isdigit() else part for part in _CUT.split(metric)])
 
 

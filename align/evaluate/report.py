@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from align.display.report import Report
+from align.display.shares import percent, points
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
 
@@ -52,11 +53,12 @@ class EvaluateReport(Report):
                 yield f"warning: {name}: {of_set['num_left_out']:,} picture(s) or rows left out; {key}: {why}"
             for metric in _SAID:
                 for key in [one for one in self.metrics if re.fullmatch(f"{re.escape(name)}/{metric}", one)]:
-                    value, low, high, chance = (self.metrics[key + part] for part in ("", "/low", "/high", "/chance"))
-                    yield f"{key} {value:.1%} [{low:.1%}, {high:.1%}], chance {chance:.1%} ({of_set['kind']})"
+                    parts = (key, f"{key}/low", f"{key}/high", f"{key}/chance")
+                    value, low, high, chance = (percent(self.metrics[part]) for part in parts)
+                    yield f"{key} {value} [{low}, {high}], chance {chance} ({of_set['kind']})"
             if one := self.fine_tuning.get(name, {}).get("minus_knn"):
-                points, low, high = (100 * one[part] for part in ("value", "low", "high"))
-                yield f"{name}/fine_tuning minus knn: {points:+.1f} points [{low:+.1f}, {high:+.1f}], same pictures"
+                more, low, high = (points(one[part]) for part in ("value", "low", "high"))
+                yield f"{name}/fine_tuning minus knn: {more} points [{low}, {high}], same pictures"
 
 
 def make_report(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from align.config.params import Strict
+from align.display.shares import precise_percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,8 @@ class Expectation:
         table: the table it is checked on.
         kind: Great Expectations' name in snake case, such as `expect_column_max_to_be_between`.
         arguments: its arguments, such as `{"column": "keep_rate", "min_value": 0.2}`.
-        threshold: for people, such as "0.2 to 0.95".
+        threshold: for people, such as "20% to 95%".
+        is_share: whether its figure is one, which people read in per cent.
     """
 
     name: str
@@ -34,19 +36,23 @@ class Expectation:
     kind: str
     arguments: Mapping[str, Any]
     threshold: str
+    is_share: bool = False
 
 
 def statistic(what: str, column: str, low: float | None, high: float | None) -> Expectation:
-    """An expectation on one figure of the table `statistics`, both bounds included; None: no bound."""
-    if high is None:
-        threshold = f"at least {low:g}"
-    elif low is None or low == high == 0:
-        threshold = f"at most {high:g}" if high else "0"
+    """An expectation on one figure of the table `statistics`, both bounds included; None: no bound.
+
+    It is of a share if a bound is a fraction by its type, as `validate` has them.
+    """
+    is_share = isinstance(low, float) or isinstance(high, float)
+    shown = precise_percent if is_share else "{:g}".format
+    if low is None or high is None:
+        threshold = f"at least {shown(low)}" if low is not None else f"at most {shown(high or 0)}"
     else:
-        threshold = f"{low:g} to {high:g}" if low != high else f"{low:g}"
+        threshold = f"{shown(low)} to {shown(high)}" if low != high else shown(low)
     name = column.replace("_", "-")
     arguments = {"column": column, "min_value": low, "max_value": high}
-    return Expectation(name, what, STATISTICS, "expect_column_max_to_be_between", arguments, threshold)
+    return Expectation(name, what, STATISTICS, "expect_column_max_to_be_between", arguments, threshold, is_share)
 
 
 class Acceptance(Strict):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from align.display.shares import precise_percent
 from align.interfaces.expectations import STATISTICS, Expectation, Outcome
 
 
@@ -65,7 +66,7 @@ def _outcome(item: Expectation, passed: bool, row: dict[str, Any]) -> Outcome:
         name=item.name,
         what=item.what,
         expectation=expectation,
-        observed=_observed(row),
+        observed=precise_percent(value) if is_figure and item.is_share else _observed(row),
         threshold=item.threshold,
         passed=passed,
         value=value if is_figure else None,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.display.report import reported
+from align.display.shares import above_chance, percent
 from align.display.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
 
 #: Of the main plot; a larger one is only named. Prefect keeps an artifact as a row of its database, and publishes no
 #: event of more than 1.5 MB, in base64.
 MAX_PICTURE_BYTES = 1_000_000
+#: Names of metrics that are shares.
+_SHARE = re.compile(r"(keep_rate|success_rate|share|share_\w+|recall(@\d+)?|accuracy)(/(low|high|chance|majority))?$")
 
 
 def report_markdown(report: Path | None, stage: Stage, failure: str | None = None, address: str | None = None) -> str:
@@ -39,7 +42,7 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
         large = f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout"
         shown = f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})"
         parts.append(large if len(data) > MAX_PICTURE_BYTES else shown)
-    rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
+    rows = [f"| {plain_markdown(name)} | {_number(name, value)} |" for name, value in metrics.items()]
     parts += ["## All metrics", "\n".join(["| metric | value |", "|---|---:|", *rows])] if rows else []
     return "\n\n".join(parts)
 
@@ -48,25 +51,25 @@ def verdict(report: Path) -> str:
     """What a stage that ended well says in a line: a gate by its verdict, a measurement by what chance would give."""
     if gate := reported(report, "verdict.json"):
         return "Passed" if gate["passed"] else "Refused"
-    metrics = reported(report, "metrics.json")
-    measured = [name for name in metrics if {f"{name}/low", f"{name}/chance"} <= metrics.keys()]
-    above = sum(metrics[f"{name}/low"] > metrics[f"{name}/chance"] for name in measured)
-    said = f"{above} of {len(measured)} measures are above chance, by the lower end of their 95 % interval"
-    return said if measured else "Complete"
+    return above_chance(reported(report, "metrics.json")) or "Complete"
+
+
+def main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """For each pattern, of the metrics that it matches, the least nested, then the first by name: it, and by chance."""
+    for found in filter(None, (fnmatch.filter(metrics, pattern) for pattern in patterns)):
+        name = min(found, key=lambda one: (one.count("/"), one))
+        value, chance = (_number(key, metrics[key]) if key in metrics else "" for key in (name, f"{name}/chance"))
+        yield name, value, chance
 
 
 def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:
-    """A row for each pattern: of the metrics that it matches, the least nested, and then the first by name."""
-    rows = []
-    for found in filter(None, (fnmatch.filter(metrics, pattern) for pattern in patterns)):
-        name = min(found, key=lambda one: (one.count("/"), one))
-        number = "{:.1%}".format if f"{name}/low" in metrics else _number
-        values = [number(metrics[key]) if key in metrics else "" for key in (name, f"{name}/chance")]
-        rows.append([plain_markdown(name), *values])
+    rows = [[plain_markdown(name), *values] for name, *values in main_figures(patterns, metrics)]
     width = 3 if any(row[-1] for row in rows) else 2
     head = [["main figures", "", "by chance"], ["---", "---:", "---:"]]
     return "\n".join(f"| {' | '.join(row[:width])} |" for row in [*head, *rows])
 
 
-def _number(value: float | int) -> str:
+def _number(name: str, value: float | int) -> str:
+    if _SHARE.search(name):
+        return percent(value)
     return f"{value:,}" if isinstance(value, int) else re.sub(r"\.?0+$", "", f"{value:.4f}")

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from align.display.report import reported
+from align.display.shares import percent
 from align.release.registration.shown import metrics_of
 from flows.checkout.run_branch import Recorded
+from flows.pages.index import index_file
 from flows.run.context import RunContext, StageOutcome
 
 #: Examples shown from the index's report: this many labelled queries, with this many images each.
@@ -20,7 +22,7 @@ NUM_EXAMPLES, NUM_HITS = 3, 3
 HERE = """\
 Look around:
 {activate}  make up                                    Prefect and MLflow in the browser; make down stops them
-  open {evaluation}   figures and pictures
+  open {index}                    all pages: figures, pictures, what was dropped
   align search "{query}" --html hits.html
   align compare {name} .                     after your next change
   dvc plots show                             training curves"""
@@ -59,8 +61,8 @@ def _look(folders: Mapping[str, Path], run: RunContext, name: str) -> str:
     if run.root != run.checkout or "evaluate" not in folders:  # else its files can be opened here
         return ELSEWHERE.format(name=name)
     query = next((query["query"] for query in _queries(folders.get("index"))), "your words")
-    page = (folders["evaluate"] / "report.html").relative_to(run.root)
-    return HERE.format(name=name, evaluation=page, query=query, activate=_activate(run.root))
+    index = index_file(run).relative_to(run.root)
+    return HERE.format(name=name, index=index, query=query, activate=_activate(run.root))
 
 
 def _activate(root: Path) -> str:
@@ -80,7 +82,7 @@ def _pairs(metrics: Mapping[str, float]) -> str:
     prefix = "filter/dropped/"
     dropped = {key.removeprefix(prefix): int(value) for key, value in metrics.items() if key.startswith(prefix)}
     rows = [(reason, number) for reason, number in dropped.items() if number]
-    lines = [f"Pairs: {total:,} in, {kept:,} kept ({kept / max(total, 1):.1%}); dropped, by first matching rule:"]
+    lines = [f"Pairs: {total:,} in, {kept:,} kept ({percent(kept / max(total, 1))}); dropped, by first matching rule:"]
     return "\n".join(lines + [f"  {number:>7,}  {reason}" for reason, number in sorted(rows, key=lambda row: -row[1])])
 
 
@@ -89,9 +91,8 @@ def _retrieval(metrics: Mapping[str, float]) -> str:
     rows = [name.removesuffix("/recall@1") for name in metrics if name.endswith("_to_text/recall@1")]
     rows += [name.removesuffix("/recall@1") for name in metrics if name.endswith("_to_image/recall@1")]
     for row in sorted(row for row in rows if f"{row}/recall@1/chance" in metrics):
-        cells = [
-            f"{metrics[f'{row}/recall@{k}']:>6.1%} ({metrics[f'{row}/recall@{k}/chance']:.1%})" for k in (1, 5, 10)
-        ]
+        names = [f"{row}/recall@{k}" for k in (1, 5, 10)]
+        cells = [f"{percent(metrics[name]):>6} ({percent(metrics[f'{name}/chance'])})" for name in names]
         lines.append(f"  {row:<30}" + "".join(f"{cell:>17}" for cell in cells))
     return "\n".join(lines) if len(lines) > 1 else ""
 
@@ -102,7 +103,8 @@ def _zero_shot(metrics: Mapping[str, float]) -> str:
         if key.endswith("/zero_shot/accuracy"):
             chance, majority = metrics[f"{key}/chance"], metrics[f"{key}/majority"]
             name = key.removesuffix("/zero_shot/accuracy")
-            lines.append(f"Zero-shot accuracy ({name}): {value:.1%}; chance {chance:.1%}, majority rate {majority:.1%}")
+            by_luck = f"chance {percent(chance)}, majority rate {percent(majority)}"
+            lines.append(f"Zero-shot accuracy ({name}): {percent(value)}; {by_luck}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,10 @@ from align.release.promotion.decision import Compared, Gate, PromotionDecision
 from align.release.promotion.page import write_page
 from align.release.promotion.slices import compared_slices
 from align.statistics.paired import difference, of_metrics
+from flows.checkout.run_branch import Recorded
+from flows.dag import Selection, read_dag
+from flows.pages.index import index_file, write_index
+from flows.run.context import RunContext
 from tests.support import ROOT, wait_until
 from tests.support.browser import open_page
 from tests.support.params import PARAMS_FILE, at, load_params, sets
@@ -46,7 +50,7 @@ FETCHES = re.compile(
 
 PAGES = (
     "ingest", "filter", "quality", "shard", "quality_shards", "fit_tokenizer", "pretrain", "finetune", "evaluation",
-    "index", "search", "compared", "promotion",
+    "index", "search", "compared", "promotion", "run",
 )  # fmt: skip
 
 
@@ -125,6 +129,10 @@ def pages(tmp_path_factory, tab):
     align("evaluate", "--compare", str(root / "pretrained"), str(root / "finetuned"), "--reports", str(compared))
     mine, theirs = (read_ranks(compared / name / "ranks.parquet") for name in ("b", "a"))
     decide(mine, theirs, root / "reports/promotion")
+    run = RunContext(root=root, checkout=root, name="demo", chosen=Selection(asked=read_dag(ROOT)), mlflow_page="#")
+    write_index(run, Recorded("demo", "0" * 40, is_new=True), "align version 3")
+    (root / "reports/run").mkdir()
+    index_file(run).rename(root / "reports/run/report.html")
     return root / "reports"
 
 
@@ -153,10 +161,11 @@ def decide(mine, theirs, folder):
         ("fit_tokenizer", 0, "The vocabulary | texts are cut at 64 | Least frequent of those that occur | [CLS]"),
         ("pretrain", 40, "Training: pretrain | validation recall@10 | by chance | batch-norm gap | "
                          "found while it learned"),
-        ("finetune", 10, "Training: finetune | temperature | nearest first"),
+        ("finetune", 10, "Training: finetune | temperature | nearest first | all pages of the run"),
         ("quality_shards", 0, "Quality of the shards | What the manifest says | shards-changed | passed"),
         ("evaluation", 10, "Evaluation | recall@K is the published protocol | by chance | concepts | vendor | "
                            "Classification of the fine-tuned model: classes"),
+        ("run", 0, "Run demo | commit 000000000000 | align version 3 | filter | keep_rate | above chance"),
         ("index", 10, "Search | labelled queries | red heart | the same - “a red circle”"),
         ("search", 6, "Search | a red heart | Nearest images"),
     ],

@@ -66,7 +66,7 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(tmp_path, caps
         values = ("min_pairs=1", "min_evaluation_sets=0", *bands)
         gate = ["validate", *common, *sets(*(f"validate.{value}" for value in values))]
         assert main(gate) == 1
-        assert "dropped-image-not-fetched: share dropped as image_not_fetched: observed 0.25" in capsys.readouterr().err
+        assert "dropped-image-not-fetched: share dropped as image_not_fetched: observed 25%" in capsys.readouterr().err
 
         assert main(["ingest", *common]) == 0
         assert [server.count(f"/{number}.png") for number in range(4)] == [1, 1, 0, 1]

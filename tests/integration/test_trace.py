@@ -177,7 +177,7 @@ def test_from_the_champion_to_web_pages(project, capsys):
     assert facts(trace, "gate")["accepted"] == "drift, by Ada: a new <b>crawl</b>"
     assert facts(trace, "run")["branch"] == "run/first"
     assert facts(trace, "run")["recipe"] == "finetune.num_steps=7"
-    assert facts(trace, "run")["x/recall_at_10"] == "0.5000 (0.4000 to 0.6000)"
+    assert facts(trace, "run")["x/recall_at_10"] == "50.0% (40.0% to 60.0%)"
     assert facts(trace, "index")["made by"] == f"{MODEL} version 1, the champion"
     assert traced(capsys, f"{MODEL}/1") | {"asked": ""} == trace | {"asked": ""}
 

@@ -146,7 +146,7 @@ def test_evaluation_images_are_searched_for_independent_of_the_filter(tmp_path):
     phash = image_signals(small_data.jpeg(500), 10**9).phash
     small_data.write(tmp_path, [Pair("a copy of it", 0, phash=phash), *pairs()[1:]])
     sets = put_evaluation_image(tmp_path, small_data.jpeg(500))
-    share = "kept-evaluation-hashes: share of kept pairs .*: observed 0.0714286, expected 0"
+    share = "kept-evaluation-hashes: share of kept pairs .*: observed 7.143%, expected 0%"
     with pytest.raises(GateError, match=share):  # 1 of 14
         judge(tmp_path, checked_sets=sets)
     lenient = CONFIG.model_copy(update={"max_evaluation_hash_share": 0.08})
@@ -174,7 +174,7 @@ def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path):
     set_reference(tmp_path / "quality", tmp_path / "policy", "Ada", "2026-01-31")
     none = CONFIG.model_copy(update={"max_drift": MaxDrift(**dict.fromkeys(WIDE, 0.0))})
     same = judge(tmp_path, none, data=old)
-    assert [item.observed for item in same.expectations if item.name.startswith("drift")] == ["0"] * 4
+    assert [item.observed for item in same.expectations if item.name.startswith("drift")] == ["0%"] * 4
 
     # 15 of 20 kept instead of 14; 3 of 15 texts longer, 4 of 15 in German, all images larger
     rows = [Pair(f"a text that is so much longer {index}", index) for index in range(3)]
@@ -185,7 +185,7 @@ def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path):
     assert {name: report.metrics[f"quality/drift/{name}"] for name in moved} == moved
     below = MaxDrift(**{name: value - 0.001 for name, value in moved.items()})
     with pytest.raises(
-        GateError, match=r"drift-keep-rate: drift of the keep rate: observed 0.05, expected 0 to 0.049 \(3 more failed"
+        GateError, match=r"drift-keep-rate: drift of the keep rate: observed 5%, expected 0% to 4.9% \(3 more failed"
     ):
         judge(tmp_path, CONFIG.model_copy(update={"max_drift": below}), data=new)
     assert "The reference was set on 2026-01-31 by Ada" in (tmp_path / "quality" / "report.html").read_text()
@@ -222,7 +222,7 @@ def test_the_command_accepts_and_sets_the_reference(tmp_path, monkeypatch, capsy
     no_run = "1 align: error: reports/quality/report.json: no"
     assert run("--accept", "keep-rate", *who, *why).startswith(f"{no_run} such file; run `align validate` first")
     assert run("--set-reference", *who).startswith(f"{no_run} verdict yet; run `align validate` first")
-    assert run().startswith("1 align: error: quality gate: keep-rate: keep rate: observed 0.7, expected 0.71 to 0.9")
+    assert run().startswith("1 align: error: quality gate: keep-rate: keep rate: observed 70%, expected 71% to 90%")
     assert run("--set-reference", *who).startswith("1 align: error: --set-reference: the gate failed (keep-rate")
     assert run("--accept", "keep-rate", *who).startswith("1 align: error: --accept NAMES: say why, --reason")
     assert run("--accept", "keep", *who, *why).startswith("1 align: error: --accept keep: no failure of this name")

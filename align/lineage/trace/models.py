@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from align.display.shares import percent
 from align.durable.files import sha256_folder
 from align.formats.image_index import IndexHeader
 from align.lineage.trace.sections import Facts, Section, State, known
@@ -75,7 +76,7 @@ def run_section(
         ("started", _time(run.started_at) if run else ""), ("Prefect flow run", tags.get(FLOW_RUN)),
         ("from the cache", tags.get(CACHED_STAGES)),
         ("recipe", ", ".join(f"{key}={params[key]}" for key in _RECIPE if key in params)),
-        *((name, f"{value:.4f} ({low:.4f} to {high:.4f})") for name, value, low, high in figures[:4]),
+        *((name, f"{percent(value)} ({percent(low)} to {percent(high)})") for name, value, low, high in figures[:4]),
     )  # fmt: skip
     title = branch or (run.name if run else "") or run_id[:12] or "run not recorded"
     return Section("run", title, facts, missing=tuple(gone), asked=asked)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from align.display.shares import points
 from align.release.promotion.slices import Slice
 from align.statistics.paired import Difference
 
@@ -120,11 +121,6 @@ class PromotionDecision:
             ],
             "page": page,
         }  # fmt: skip
-
-
-def points(value: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
-    return f"{100 * value:+.1f}"
 
 
 def bound(value: float) -> str:

@@ -14,11 +14,12 @@ from ruamel.yaml.error import YAMLError
 from align.config.evaluate import EvaluateConfig
 from align.config.params import parse_yaml
 from align.config.release import PromoteConfig, lower_bar
+from align.display.shares import percent, points
 from align.durable.files import sha256_folder
 from align.errors import DataError, RefusedError
 from align.formats.query_ranks import QueryRanks
 from align.release.packaging.smoke import smoke
-from align.release.promotion.decision import Compared, Gate, bound, points
+from align.release.promotion.decision import Compared, Gate, bound
 from align.services.git import git
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking.tracker import REVISION, Tracker
@@ -99,8 +100,8 @@ def above_chance(config: PromoteConfig, evaluate: EvaluateConfig, ranks: QueryRa
         low, _ = interval(ranks.scored(metric), num_resamples=evaluate.num_resamples, seed=evaluate.seed)
         chance = ranks.chance(metric)
         bar, times = config.min_times_chance * chance, min(times, low / chance)
-        needed = f"{config.min_times_chance:g} x chance = {bar:.4f}"
-        rows.append(Gate(f"above chance: {metric}", f"lower 95 % bound {low:.4f}", needed, low >= bar))
+        needed = f"{config.min_times_chance:g} x chance = {percent(bar)}"
+        rows.append(Gate(f"above chance: {metric}", f"lower 95 % bound {percent(low)}", needed, low >= bar))
     way_out = lower_bar(f"{math.floor(100 * times) / 100:g}") if times > 1 else "it may be a random order: train longer"
     return [replace(row, way_out="" if row.passed else way_out) for row in rows]
 

@@ -18,6 +18,7 @@ from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.params import flattened
 from align.config.release import PromoteConfig
+from align.display.shares import percent, points
 from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks
@@ -203,11 +204,11 @@ def _why(
     mine = sum(score for score, _ in scores.values()) / len(scores)
     names = " and ".join(config.metrics)
     if compared is None or champion is None:
-        return f"mean of {names} is {mine:.4f}, well above chance, and there was no champion"
+        return f"mean of {names} is {percent(mine)}, well above chance, and there was no champion"
     one = compared.difference
     return (
-        f"mean of {names} is {mine:.4f}, the champion's (version {champion.number}) {mine - one.value:.4f}; "
-        f"better by at least {max(one.low, 0.0):.4f} with {config.confidence:.0%} confidence"
+        f"mean of {names} is {percent(mine)}, the champion's (version {champion.number}) {percent(mine - one.value)}; "
+        f"better by at least {points(max(one.low, 0.0))} points with {config.confidence:.0%} confidence"
     )
 
 

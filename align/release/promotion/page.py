@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from align.display.figure import BAD, GOOD, INK, SOFT, Interval, forest
 from align.display.html import cards, heading, page, paragraph, plot, table
+from align.display.shares import percent, points
 from align.display.visible import markdown_table, plain_markdown
 from align.durable.files import write_text
-from align.release.promotion.decision import HEADS, Compared, PromotionDecision, bound, explanation, points
+from align.release.promotion.decision import HEADS, Compared, PromotionDecision, bound, explanation
 from align.statistics.paired import Difference
 
 PAGE, MARKDOWN = "promotion.html", "promotion.md"
@@ -45,7 +46,7 @@ def _html(decision: PromotionDecision) -> str:
             heading("Slices"),
             paragraph(
                 "Bounds of slices are wider: with so many slices, one of an equally good model would look worse by "
-                "chance. A slice refuses only if its upper bound is below minus its margin."
+                "chance. A slice refuses only if its upper bound is below minus its margin. Unknown: too few concepts."
             ),
             table(_SLICES, _slices(compared)),
         ]
@@ -77,7 +78,7 @@ def _metrics(decision: PromotionDecision) -> Iterator[list[str]]:
     assert decision.compared is not None
     for name, (mine, theirs) in decision.scores.items():
         one = decision.compared.by_metric[name]
-        yield [name, f"{mine:.1%}", f"{theirs or 0.0:.1%}", *_bounds(one)]
+        yield [name, percent(mine), percent(theirs or 0.0), *_bounds(one)]
     yield ["mean", "", "", *_bounds(decision.compared.difference)]
 
 
@@ -89,7 +90,8 @@ def _slices(compared: Compared) -> Iterator[list[str]]:
 
 
 def _bounds(one: Difference) -> list[str]:
-    return [points(one.value), bound(one.low), bound(one.high)]
+    bounds = (points(value) if abs(value) < 1 else "unknown" for value in (one.low, one.high))
+    return [points(one.value), *bounds]
 
 
 def _origin(decision: PromotionDecision) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from align.display.report import reported
+from align.display.shares import percent
 from align.display.visible import markdown_table, plain_markdown
 from align.release.registration.results import PipelineOutputs, Results
 from align.release.registration.shown import measured
@@ -173,4 +174,4 @@ def _joined(sections: Iterable[str]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+    return "" if value is None else percent(value)

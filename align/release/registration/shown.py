@@ -13,6 +13,7 @@ from typing import Any
 
 from align.config.release import PromoteConfig
 from align.display.report import reported
+from align.display.shares import percent
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
 from align.services.tracking.tracker import Tracker, metric_name
 
@@ -176,8 +177,8 @@ def measured(metrics: Mapping[str, float], ending: str = "") -> list[tuple[Any, 
 
 def _said(value: float, low: float, high: float, chance: float | None) -> str:
     """A cell that people can compare without the columns beside it."""
-    by_chance = "" if chance is None else f", by chance {chance:.1%}"
-    return f"{value:.1%} ({low:.1%} to {high:.1%}){by_chance}"
+    by_chance = "" if chance is None else f", by chance {percent(chance)}"
+    return f"{percent(value)} ({percent(low)} to {percent(high)}){by_chance}"
 
 
 def _columns(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:

@@ -68,7 +68,7 @@ def test_the_page_says_which_model_and_what_the_test_split_is(tmp_path):
     one = replace(captions(("red",), ("green",), ("blue",)), name="test")
     evaluate(CONFIG, encoder=ColourEncoder(), sets=[one], reports=tmp_path / "r")
     page = (tmp_path / "r/report.html").read_text()
-    assert "The first row of each direction is the fine-tuned model" in page
+    assert "In bold the fine-tuned model" in page
     assert "The set test is of the training distribution" in page
 
 

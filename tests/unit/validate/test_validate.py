@@ -91,7 +91,7 @@ def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path, capsys):
     assert {name: one.passed for name, one in outcomes.items()} == {
         "alt": True, "synthetic": False, "it's": True, "title": False,
     }  # fmt: skip
-    assert (outcomes["alt"].observed, outcomes["synthetic"].observed) == ("1", "0")
+    assert (outcomes["alt"].observed, outcomes["synthetic"].observed) == ("100%", "0%")
     said = capsys.readouterr().err
     lost = "he filter kept none of the 2 pairs with a text from synthetic: 2 were dropped as text_too_short"
     assert f"validate: t{lost};" in said and "4 pairs with a text from it's" in said and "from alt" not in said

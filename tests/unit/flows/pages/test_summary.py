@@ -42,18 +42,19 @@ def report(root, name, metrics, **content):
 
 
 def test_the_index_says_which_run_it_is_and_leads_to_every_page(tmp_path):
-    for name, lead in (("ingest", "5 pairs &lt;b&gt;."), ("quality", "Passed: all hold.")):
-        report(tmp_path, name, {})
-        page = f"<h1>The {name}</h1><p class=lead>{lead}</p>"
-        (tmp_path / "reports" / name / "report.html").write_text(page)
+    for name in ("ingest", "quality"):
+        report(tmp_path, name, {"a/keep_rate": 0.619, "a/b": 2})
+        (tmp_path / "reports" / name / "report.html").write_text("")
     (tmp_path / "reports/quality/verdict.json").write_text('{"passed": true}')
-    stages = tuple(stage(name) for name in ("ingest", "quality", "package"))
+    stages = tuple(replace(stage(name), figures=("*/keep_rate", "<b>")) for name in ("ingest", "quality", "package"))
     run = RunContext(root=tmp_path, checkout=tmp_path, name="demo", chosen=Selection(asked=stages))
+    run = run.model_copy(update={"mlflow_page": "http://127.0.0.1:5000/#/run"})
     write_index(run, RECORDED, "align version 3")
     page = (tmp_path / "reports/index.html").read_text()
     assert "Run demo, commit 000000000000, 20" in page and "UTC: align version 3</p>" in page
     assert re.findall('href="([^"]+)/report.html">', page) == ["ingest", "quality"]
-    assert "<tr><td>Passed</td><td>quality</td>" in page and "5 pairs &lt;b&gt;." in page
+    assert '<a href="quality/report.html">quality</a>: what quality does. <b>Passed.</b>' in page
+    assert ">a/keep_rate 61.9%<" in page and 'href="http://127.0.0.1:5000/#/run">This run in MLflow' in page
 
 
 def test_the_summary_reads_the_reports(tmp_path):
@@ -119,7 +120,7 @@ def test_a_report_shows_metrics_and_pictures(tmp_path):
     (tmp_path / "reports/filter/funnel.png").write_bytes(b"\x89PNG")
     text = report_markdown(tmp_path / "reports/filter", stage("filter"), "~~~~\n<b>")
     assert text.count("~~~~") == 2 and r"| \[x\](http://x) \| y | 2 |" in text
-    assert "| filter/num_kept | 1,234 |" in text and "| filter/keep_rate | 0.5 |" in text
+    assert "| filter/num_kept | 1,234 |" in text and "| filter/keep_rate | 50.0% |" in text
     assert "![funnel](data:image/png;base64,iVBORw==)" in text
 
 
@@ -136,7 +137,7 @@ def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path):
     order = [
         "**1 of 2 measures are above chance", "| b/recall@1 | 25.0% | 10.0% |\n| num_sets | 1,234 |  |\n\n",
         "[Open report.html](http://127.0.0.1:5000/#/runs/1/artifacts/report.html?x)", "![recall]",
-        "## All metrics", "| a/b/recall@1 | 0.3 |",
+        "## All metrics", "| a/b/recall@1 | 30.0% |",
     ]  # fmt: skip
     assert sorted(order, key=text.index) == order
     assert "![confusion]" not in text

@@ -56,7 +56,7 @@ def test_better_overall_and_worse_in_one_language_is_refused(config):
     assert gates.better(config, found, 1).passed
     gate = gates.no_slice_worse(config, found)
     assert gate.passed is False
-    assert gate.figure == "shop: language de -40.0 points"
+    assert gate.figure == "shop: language de −40.0 points"
     by_name = {one.name: one for one in found.slices}
     assert list(by_name) == ["shop", "shop: language de", "shop: language en", "shop: language fr"]
     assert by_name["shop: language de"].num_queries == 80  # both ways of asking

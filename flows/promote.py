@@ -20,7 +20,7 @@ from flows.run.record import end_record, in_progress
 from flows.run.supervised import last_line
 
 
-@flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])
+@flow(on_completion=[end_record], on_failure=[end_record])
 def promote(version: Annotated[int, Field(ge=0)] = 0) -> str:
     """Makes a version the champion if its metrics suffice; returns the decision in a sentence.
 

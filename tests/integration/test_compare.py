@@ -95,7 +95,12 @@ def test_three_runs_side_by_side(project, capsys):
     out, _ = printed(capsys, "first", "run/second", LONG, ".", "--html", "out/runs.html")
     lines = [line.split() for line in out.splitlines()]
     commit = git(project, "rev-parse", "run/first")
-    assert out.startswith(f"A  run/first, commit {commit[:10]}, of ")
+    first = out.splitlines()
+    assert first[0].startswith("A and B are not told apart by any of 1 metrics. Most of all by concepts/")
+    assert first[2].startswith("C is better by 1 of 1 metrics, A by 0;") and "C − A +40.0 points (95 %" in " ".join(
+        first
+    )
+    assert f"\nA  run/first, commit {commit[:10]}, of " in out
     assert ["pretrain.batch_size", "256", "256", "64", "64"] in lines
     assert ["pretrain.learning_rate", "0.002", "0.0025", "0.006", "0.006"] in lines
     assert "pretrain.num_steps" not in out
@@ -111,7 +116,7 @@ def test_three_runs_side_by_side(project, capsys):
     page = Path("out/runs.html").read_text()
     assert f"run/{LONG}" in page
     asked = [page.partition(f"<h2 id=which-is-better--a-or-{letter}>")[2].partition("<h2")[0] for letter in "bcd"]
-    assert "No difference is shown. " in asked[0] and all("C is better" not in one for one in (asked[0], asked[2]))
+    assert "are not told apart" in asked[0] and all("C is better" not in one for one in (asked[0], asked[2]))
     assert "C is better by 1 of 1 metrics, A by 0;" in asked[1] and "C − A +40.0 points" in asked[1]
     assert [one.count("<svg ") for one in asked] == [1, 1, 1] and "D − A, percentage points" in asked[2]
     ranks = project / "reports/evaluation/ranks.parquet"

@@ -22,7 +22,7 @@ from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks
 from align.release.promotion import gates
-from align.release.promotion.decision import Compared, Gate, Outcome, PromotionDecision
+from align.release.promotion.decision import Compared, Gate, Outcome, PromotionDecision, points, told
 from align.release.promotion.evidence import Evidence, evidence, from_run, has, todays_sets, wanted_sets
 from align.release.promotion.slices import compared_slices
 from align.services.tracking.registry import CANDIDATE, CHAMPION, DATA_DIGEST, MODEL_DIGEST, Version
@@ -129,7 +129,8 @@ def outlook(params: Params, tracker: Tracker, candidate: Version) -> str:
         return f"a promotion would end now: {error}"
     against = "there is no champion" if champion is None else f"champion {champion.number} was measured on other sets"
     if compared is not None and champion is not None:
-        against = f"against champion {champion.number}: {gates.better(config, compared, champion.number).figure}"
+        figure = gates.better(config, compared, champion.number).figure
+        against = f"{told(compared.difference)} champion {champion.number}: {figure}"
     alarms = next(gate.figure for gate in rows if gate.name == gates.HEALTH)
     failed = [gate for gate in rows if gate.passed is False]
     now = f"would be refused: {_why_not(failed)}" if failed else "fails no gate but those over files, not asked here"
@@ -203,11 +204,11 @@ def _why(
     mine = sum(score for score, _ in scores.values()) / len(scores)
     names = " and ".join(config.metrics)
     if compared is None or champion is None:
-        return f"mean of {names} is {mine:.4f}, well above chance, and there was no champion"
+        return f"mean of {names} is {mine:.1%}, well above chance, and there was no champion"
     one = compared.difference
     return (
-        f"mean of {names} is {mine:.4f}, the champion's (version {champion.number}) {mine - one.value:.4f}; "
-        f"better by at least {max(one.low, 0.0):.4f} with {config.confidence:.0%} confidence"
+        f"mean of {names} is {mine:.1%}, the champion's (version {champion.number}) {mine - one.value:.1%}; "
+        f"better by at least {points(max(one.low, 0.0))} points with {config.confidence:.0%} confidence"
     )
 
 

@@ -27,7 +27,7 @@ def promote(version: Annotated[int, Field(ge=0)] = 0) -> str:
     With `promote.approval`, the flow `approve` asks a person first.
 
     Args:
-        version: its number in the registry; 0: the candidate, which was registered last.
+        version: the number of the version in MLflow; 0: the candidate, which was registered last.
 
     Raises:
         CommandError: there is no such version, or its metrics do not suffice; the message names the metric and the

@@ -20,7 +20,7 @@ def rollback(why: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     """Makes the last champion that passed its gates the champion again.
 
     Args:
-        why: kept in the history, and as a tag of the version that is replaced.
+        why: your reason, such as: finds no animals. The history of champions keeps it.
 
     Raises:
         CommandError: there is no champion, or no previous one.

@@ -49,6 +49,28 @@ def test_the_page_is_the_one_that_promote_wrote(tmp_path):
     assert "version 3" in decision_page(decision | {"page": f"{tmp_path}/gone/promotion.html"})
 
 
+def test_the_form_is_one_sentence_one_link_and_three_fields(monkeypatch):
+    client, shown, asked = Prefect([run()]), [], []
+    use(monkeypatch, client)
+    monkeypatch.setattr(module, "put_markdown", lambda key, about, text: shown.append(text) or "a1")
+
+    def suspend(wait_for_input, key):
+        asked.append(wait_for_input)
+        raise RuntimeError("it waits")
+
+    monkeypatch.setattr(module, "suspend_flow_run", suspend)
+    with pytest.raises(RuntimeError, match="it waits"):
+        module.approve.fn(JUDGED.model_copy(update={"why": "mean of *a* is 4.3%", "page": "| gate |"}))
+    assert asked[0]._description == (
+        r"Make version 3 the champion in place of version 1? Its mean of \*a\* is 4.3%. "
+        "[All gates and figures](../../artifacts/artifact/a1)"
+    )
+    assert "| gate |" in shown[0] and shown[0].startswith("Until ")
+    fields = Answer.model_json_schema()["properties"]
+    assert [one["title"] for one in fields.values()] == ["Decision", "Your name", "Why"]
+    assert not any("description" in one for one in fields.values())  # a line each
+
+
 class Prefect:
     """In place of Prefect's client: runs of the flow `approve`, and what is asked of them."""
 

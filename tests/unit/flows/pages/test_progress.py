@@ -16,7 +16,7 @@ from align.display.console import PROGRESS_VARIABLE, say, track
 from align.display.progress import Work, describe, read_said
 from flows.dag import Stage
 from flows.pages import progress
-from flows.pages.progress import at_stage, put_markdown
+from flows.pages.progress import at_stage, put_markdown, run_left
 from flows.run.context import RunContext, child_environment, progress_file
 from tests.support import wait_until
 
@@ -88,6 +88,16 @@ def test_a_stage_s_progress_says_which_of_the_run_s_it_is():
     work = Work(line="fit_tokenizer: 1 of 4", done=1, total=4)
     assert at_stage(work, STAGES).line == f"stage 2 of 2, {work.line}"
     assert at_stage(Work(line="evaluate: 1 of 4"), STAGES).line == "evaluate: 1 of 4"
+
+
+def test_the_time_left_is_that_of_the_whole_run():
+    work = Work(line="ingest: 1 of 4", done=1, total=4, per_s=0.05)  # a minute
+    assert run_left(work, STAGES, {"ingest": 80.0, "fit_tokenizer": 540.0}) == "; the whole run: about 10 min left"
+    assert run_left(work, STAGES, {"ingest": 80.0}) == "; the whole run: about 60 s left"  # the other is cached
+    assert run_left(work, STAGES, {"ingest": 80.0, "fit_tokenizer": None}) == "; the whole run: more than 60 s left"
+    silent = Work(line="ingest: begins")
+    assert run_left(silent, STAGES, {"ingest": 80.0, "fit_tokenizer": 540.0}).endswith("about 10 min left")
+    assert run_left(silent, STAGES, {"ingest": None}) == run_left(Work(line="other: x"), STAGES, {}) == ""
 
 
 def test_the_commands_of_a_run_know_the_file(tmp_path):

@@ -112,7 +112,7 @@ def test_what_a_promotion_would_say_is_told_without_measuring_or_moving_anything
     worse = model.candidate(0.45)
     trained_with_alarms(model, worse)
     said = outlook(worse)
-    assert said.startswith("against champion 1: -5.0 points, 95% lower bound -")
+    assert said.startswith("not told apart from champion 1: -5.0 points, 95% lower bound -")
     assert "health alarms: finetune ended with effective rank out of bounds; a promotion now would be refused" in said
     assert model.aliases() == {"champion": 1, "candidate": 2}
     assert "promote.metrics names the set 'sketches'" in judge.outlook(
@@ -211,7 +211,7 @@ def test_each_gate_alone_refuses(model, gate, champion, candidate, change):
     assert model.aliases() == {"candidate": 2} | ({"champion": 1} if gate else {"champion": 2})
     tags = model.tracker.registry.versions("align")[1].tags
     assert tags.get("align.refused_because") == (decision.reason if gate else None)
-    assert decision.reason.startswith(f"{gate}: " if gate else f"mean of {RECALL} is 0.7000, the champion's")
+    assert decision.reason.startswith(f"{gate}: " if gate else f"mean of {RECALL} is 70.0%, the champion's")
 
 
 def test_the_aliases_move_under_the_lock(model, monkeypatch):

@@ -156,11 +156,7 @@ def decision_page(decision: dict[str, Any]) -> str:
     """A decision of `align promote` as markdown: the page that it wrote, or else its sentence."""
     if (page := decision.get("page")) and (text := Path(page).with_suffix(".md")).is_file():
         return text.read_text("utf-8")
-    champion = f"version {decision['champion']}" if decision["champion"] else "none"
-    return (
-        f"**{decision['outcome']}**: version {decision['candidate']}; the champion: {champion}\n\n"
-        f"```\n{visible(decision['reason'])}\n```"
-    )
+    return f"**{decision['outcome']}**: {plain_markdown(decision['reason'])}"
 
 
 def _arguments(judged: Judged, answer: Answer) -> tuple[str, ...]:

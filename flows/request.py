@@ -72,7 +72,7 @@ class Request(BaseModel):
     ref: str | _Nothing = Field(
         default=None,
         title="Git revision",
-        description="Runs another state of the code: a branch, tag or commit. Empty: the newest commit of the checkout.",
+        description="Runs another state of the code: a branch, tag or commit. Empty: the last commit of the checkout.",
         json_schema_extra=NO_LOGIN,
     )
     only: Part = Field(
@@ -123,13 +123,13 @@ class Request(BaseModel):
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         title="More parameters",
-        description='Any other setting of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
+        description='Any setting of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
         json_schema_extra=NO_LOGINS,
     )
     snapshot_dirty: bool = Field(
         default=False,
         title="With uncommitted changes",
-        description="Runs files that you edited and did not commit, too, and tags the run dirty. Off: they are refused.",
+        description="Runs files that you edited but did not commit, too, tagged dirty. Off: they are refused.",
     )
     tags: SkipJsonSchema[dict[str, str] | None] = None  #: of its run in MLflow
 

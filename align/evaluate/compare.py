@@ -227,17 +227,15 @@ def sentence(report: CompareReport, b: str = "B") -> str:
     if not verdicts:
         return "No metric was compared query by query."
     better, numbers = ((b, "A"), (num_b, num_a)) if num_b >= num_a else (("A", b), (num_a, num_b))
-    verdict = EQUAL if not num_a and not num_b else B_BETTER if num_b >= num_a else A_BETTER
+    verdict = B_BETTER if num_b >= num_a else A_BETTER
+    said = f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; "
+    said += f"of two equally good models about {len(verdicts) / 20:.1f} look different."
+    if not num_a and not num_b:
+        verdict, said = EQUAL, f"A and {b} are not told apart by any of {len(verdicts)} metrics."
     shown = {name: row for name, row in report.rows.items() if row["verdict"] == verdict}
     name, most = max(shown.items(), key=lambda item: abs(item[1]["difference"]))
-    which = (
-        f"A and {b} are not told apart by any of {len(verdicts)} metrics."
-        if verdict == EQUAL
-        else f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; of two "
-        f"equally good models about {len(verdicts) / 20:.1f} look different."
-    )
     found = f"{_points(most['difference'])} points (95 % interval {_interval(most)})"
-    return f"{which} Most of all by {name}: {b} − A {found}."
+    return f"{said} Most of all by {name}: {b} − A {found}."
 
 
 def drawing(report: CompareReport, b: str = "B") -> str:

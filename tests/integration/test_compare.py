@@ -109,9 +109,9 @@ def test_three_runs_side_by_side(project, capsys):
     assert ["digest", "of", "the", "shards", *["d" * 12] * 4] in lines
     assert ["digest", "of", "the", "sets", *["e" * 12] * 4] in lines
     row = next(line for line in out.splitlines() if "recall@10" in line)
-    measured = ["20.0 [10.0-30.0]", "25.0 [15.0-35.0]", "60.0 [50.0-70.0]*"]
+    measured = ["20.0 [10.0-30.0]", "25.0 [15.0-35.0]", "60.0 [50.0-70.0]"]
     assert re.split("  +", row.strip()) == ["concepts/text_to_image/recall@10", *measured]
-    assert out.count(measured[2]) == 2 and "no value in common" in out
+    assert out.count(measured[2]) == 2
     assert max(map(len, out.splitlines())) <= 100
     page = Path("out/runs.html").read_text()
     assert f"run/{LONG}" in page
@@ -124,7 +124,8 @@ def test_three_runs_side_by_side(project, capsys):
     ranks.unlink()
     printed(capsys, "first", ".", "--html", "out/runs.html")
     ranks.write_bytes(kept)
-    assert "It cannot be said query by query: . has no rank of each query here." in Path("out/runs.html").read_text()
+    why = "Which is better, A or B, cannot be said query by query: . has no rank of each query here."
+    assert why in Path("out/runs.html").read_text()
     listed = json.loads(printed(capsys, "first", LONG, "--json")[0])["runs"]
     assert listed[1]["code_differs_from_first"] == ["align/stages.py"]
     assert listed[1]["params"]["pretrain.batch_size"] == "64"

@@ -20,7 +20,7 @@ from align.display import html
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
 from align.errors import ConfigError, DataError
-from align.evaluate.compare import Measured, compare, drawing, sentence
+from align.evaluate.compare import CompareReport, Measured, compare, drawing, sentence
 from align.formats.query_ranks import RANKS, read_ranks
 from align.lineage.runs.listing import Runs, as_json
 from align.lineage.runs.run import HERE, Run, checkout_as_run
@@ -54,8 +54,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
         ranks = [_ranks(run, known, params, Path(scratch, str(number))) for number, run in enumerate(runs)]
         said = list(_said(runs, ranks, params.section(EvaluateConfig).seed))
     if args.html:
-        drawn = [html.heading(f"Which is better, A or {letter}") + html.paragraph(one) + picture
-                 for letter, one, picture in said]  # fmt: skip
+        drawn = [
+            html.heading(f"Which is better, A or {letter}") + html.paragraph(one) + (drawing(of, letter) if of else "")
+            for letter, one, of in said
+        ]
         write_text(args.html, as_page(runs, parts, drawn))
         say(f"compare: {args.html} written")
     if args.json:
@@ -82,17 +84,17 @@ def _ranks(run: Run, known: Runs, params: Params, folder: Path) -> Path | None:
     return known.tracker.artifact(run.run_id, f"reports/evaluation/{RANKS}", folder)
 
 
-def _said(runs: Sequence[Run], ranks: Sequence[Path | None], seed: int) -> Iterator[tuple[str, str, str]]:
-    """A letter of another run than the first, which of both is better, where both have the rank of each query, and the
-    drawing.
-    """
+def _said(
+    runs: Sequence[Run], ranks: Sequence[Path | None], seed: int
+) -> Iterator[tuple[str, str, CompareReport | None]]:
+    """A letter of another run than the first, which of both is better, and by what, if both have ranks of queries."""
     for number, letter in list(enumerate(letters(runs)))[1:]:
         try:
             report = compare(_measured(runs[0], ranks[0]), _measured(runs[number], ranks[number]), seed=seed)
         except DataError as error:
-            yield letter, f"Which is better, A or {letter}, cannot be said query by query: {error}.", ""
+            yield letter, f"Which is better, A or {letter}, cannot be said query by query: {error}.", None
         else:
-            yield letter, sentence(report, letter), drawing(report, letter)
+            yield letter, sentence(report, letter), report
 
 
 def _measured(run: Run, ranks: Path | None) -> Measured:

@@ -172,16 +172,11 @@ def one_lines(run: Run, pages: Pages) -> Iterator[str]:
 
 def as_json(run: Run, pages: Pages) -> dict[str, Any]:
     """For programs: the same keys for every run, with null if nothing is known."""
+    names = ("state", "branch", "commit", "folder", "doing", "why", "flow_run")
     return {
         "name": run.name,
-        "state": run.state or None,
         "time": run.when,
-        "branch": run.branch or None,
-        "commit": run.commit or None,
-        "folder": run.folder or None,
-        "doing": run.doing or None,
-        "why": run.why or None,
-        "flow_run": run.flow_run or None,
+        **{name: getattr(run, name) or None for name in names},
         "mlflow_run": run.run_id or None,
         "links": _links(run, pages),
         "params": dict(run.params),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from align.display.report import reported
 from align.display.visible import markdown_table, plain_markdown
@@ -94,8 +95,7 @@ class ModelCard:
         )
 
     def _first(self) -> str:
-        rows = [row for ending in _SHOWN for row in measured(self.results.metrics, ending)]
-        figures = [f"{name}/{metric} {_share(value)}" for name, metric, value, *_ in rows[:_FIRST]]
+        figures = [f"{name}/{metric} {_share(value)}" for name, metric, value, *_ in self._rows()[:_FIRST]]
         said = f"{', '.join(figures) or 'Nothing was measured'}{f'; {self.verdict}' if self.verdict else ''}"
         return f"**{plain_markdown(said)}.**"
 
@@ -119,10 +119,11 @@ class ModelCard:
         lines.append(f"{', '.join(digests)}; run: {plain_markdown(self.run)}")
         return f"## {plain_markdown(self.name)}\n\n" + "\n\n".join(lines)
 
+    def _rows(self) -> list[tuple[Any, ...]]:
+        return [row for ending in _SHOWN for row in measured(self.results.metrics, ending)]
+
     def _metrics(self) -> str:
-        ours = self.results.metrics
-        rows = [row for ending in _SHOWN for row in measured(ours, ending)]
-        if not rows:
+        if not (rows := self._rows()):
             return "Nothing was measured."
         head = ["set", "metric", "value", "95 % interval", "chance"]
         if self.champion:

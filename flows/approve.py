@@ -149,7 +149,7 @@ def ask(decision: dict[str, Any], hours: float) -> str:
 def question(judged: Judged) -> str:
     """What a person decides, in a sentence of Markdown."""
     replaced = f" in place of version {judged.champion}" if judged.champion else ""
-    return f"Make version {judged.version} the champion{replaced}? Its {plain_markdown(judged.why)}."
+    return f"Make version {judged.version} the champion{replaced}: {plain_markdown(judged.why)}?"
 
 
 def decision_page(decision: dict[str, Any]) -> str:

@@ -51,26 +51,16 @@ class MlflowRun:
     Attributes:
         tracker: MLflow.
         run_id: its id there.
-        experiment: the name of its experiment.
         name: its name, that of the branch that the pipeline run is expected to become.
-        server: the address of the server of `make up`, if one works.
+        page: the address of its page; None if no server shows it.
+        comparison: the address where it is listed with the others; None as `page`.
     """
 
     tracker: Tracker
     run_id: str
-    experiment: str
     name: str
-    server: str | None
-
-    @property
-    def page(self) -> str | None:
-        """The address of its page; None if no server shows it."""
-        return self.tracker.page(self.run_id, self.server)
-
-    @property
-    def comparison(self) -> str | None:
-        """The address where it is listed with the others; None if no server shows it."""
-        return self.tracker.runs_page(self.experiment, self.server)
+    page: str | None
+    comparison: str | None
 
     def recorded(self, name: str, commit: str, cached: Sequence[str]) -> None:
         """Names the branch that the run became, perhaps another than expected, and its stages from the cache."""
@@ -101,7 +91,8 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun]:
     server = running_services(run.checkout).get("mlflow", {}).get("url")
     try:
         with tracker.watched(run_id):
-            yield MlflowRun(tracker, run_id, experiment, name, server)
+            pages = tracker.page(run_id, server), tracker.runs_page(experiment, server)
+            yield MlflowRun(tracker, run_id, name, *pages)
         status, ends = "FINISHED", {}
     except Exception as error:
         status, ends = "FAILED", {WHY: in_a_line(error)[:_MAX_TAG]}

@@ -58,7 +58,8 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     """
     root, log = Path.cwd(), get_run_logger().info
     with in_progress(request.name):
-        name, opened = name_of(root, request), None
+        name = name_of(root, request)
+        opened: MlflowRun | None = None
         try:
             # before anything is made: a wrong value of the last stage costs nothing
             asked = settled(root, request.model_copy(update={"name": name}))

@@ -105,38 +105,34 @@ class Progress:
 
     def _update(self, ended: bool) -> None:
         work = read_said(self._file).work
-        left = "" if ended else run_left(work, self._stages, self._expected_s)
+        work, left = of_run(work, self._stages, self._expected_s)
         if self._finished:
             work = Work(line="the run is complete", done=1, total=1)
-        elif self._stages:
-            work = at_stage(work, self._stages)
         if not work.line:
             return
-        words = f"ended at {work.line}" if ended and not self._finished else describe(work) + left
+        words = f"ended at {work.line}" if ended and not self._finished else describe(work)
+        words += "" if ended else left
         shown = "\n".join([plain_markdown(words), *_links(self.links)]), round(work.percent or 0.0, 1)
         if shown != self._shown:
             update_progress_artifact(self._artifact, progress=shown[1], description=shown[0])
             self._shown = shown
 
 
-def at_stage(work: Work, stages: Sequence[Stage]) -> Work:
-    """The progress of a run, whose stage says how far it is."""
+def of_run(work: Work, stages: Sequence[Stage], expected_s: Mapping[str, float | None]) -> tuple[Work, str]:
+    """The progress of a run, whose stage says how far it is, and the time that is left of the whole.
+
+    That is what the stage says, or took when it ran last, and what those after it took.
+    """
     names = [stage.name for stage in stages]
     if work.stage not in names:
-        return work
-    return work.model_copy(update={"line": f"stage {names.index(work.stage) + 1} of {len(names)}, {work.line}"})
-
-
-def run_left(work: Work, stages: Sequence[Stage], expected_s: Mapping[str, float | None]) -> str:
-    """The time that the whole run still takes: what the stage says, or took when it ran last, and those after it."""
-    names = [stage.name for stage in stages]
-    if work.stage not in names:
-        return ""
-    later = [expected_s[name] for name in names[names.index(work.stage) + 1 :] if name in expected_s]
-    times = [expected_s.get(work.stage) if work.left_s is None else work.left_s, *later]
+        return work, ""
+    number = names.index(work.stage) + 1
+    times = [expected_s.get(work.stage) if work.left_s is None else work.left_s]
+    times += [expected_s[name] for name in names[number:] if name in expected_s]
     known = [seconds for seconds in times if seconds is not None]
     how = "about" if len(known) == len(times) else "more than"
-    return f"; the whole run: {how} {duration(sum(known))} left" if known else ""
+    left = f"; the whole run: {how} {duration(sum(known))} left" if known else ""
+    return work.model_copy(update={"line": f"stage {number} of {len(names)}, {work.line}"}), left
 
 
 def _links(links: dict[str, str]) -> list[str]:

@@ -62,7 +62,7 @@ def test_the_form_is_one_sentence_one_link_and_three_fields(monkeypatch):
     with pytest.raises(RuntimeError, match="it waits"):
         module.approve.fn(JUDGED.model_copy(update={"why": "mean of *a* is 4.3%", "page": "| gate |"}))
     assert asked[0]._description == (
-        r"Make version 3 the champion in place of version 1? Its mean of \*a\* is 4.3%. "
+        r"Make version 3 the champion in place of version 1: mean of \*a\* is 4.3%? "
         "[All gates and figures](../../artifacts/artifact/a1)"
     )
     assert "| gate |" in shown[0] and shown[0].startswith("Until ")

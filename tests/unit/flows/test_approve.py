@@ -50,7 +50,7 @@ def test_the_page_is_the_one_that_promote_wrote(tmp_path):
 
 
 def test_the_form_is_one_sentence_one_link_and_three_fields(monkeypatch):
-    client, shown, asked = Prefect([run()]), [], []
+    client, shown, asked = Prefect([run(created=datetime.now(UTC))]), [], []
     use(monkeypatch, client)
     monkeypatch.setattr(module, "put_markdown", lambda key, about, text: shown.append(text) or "a1")
 

@@ -353,7 +353,7 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project):
     card = Path(store.download_artifacts(second.run_id, CARD)).read_text()
     name = project.config.model_name
     described = description(project, second.version.number)
-    assert described.startswith("**concepts/image_to_text/recall@10 70.0%, ") and len(described) <= MAX_DESCRIPTION
+    assert described.startswith("**concepts/image_to_text/recall@10 70.0%; ") and len(described) <= MAX_DESCRIPTION
     assert described.partition("\n")[0].endswith("; better than champion 0; version 2 would be promoted.**")
     for text in (card, described):
         assert "| concepts | image_to_text/recall@10 | 70.0% | 60.0% to 80.0% | 10.0% | 50.0% |" in text

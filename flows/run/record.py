@@ -34,14 +34,14 @@ _REASONS: dict[str, str] = {}
 class _OneLine(logging.Filter):
     """Makes the last line of a run its reason, without tracebacks of an AlignError, whose message says all.
 
-    What Prefect says of what was stopped, and of our hook, is left out.
+    What Prefect says of what was stopped, of our hook, and of an error that it has told, is left out.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         said, run = record.getMessage(), str(getattr(record, "flow_run_id", ""))
         if stop.is_stopping() and said.startswith(("Task run was aborted", "Finished in state")):
             return False
-        if said.startswith(("Running hook 'end_record'", "Hook 'end_record'")):
+        if said.startswith(("Running hook 'end_record'", "Hook 'end_record'", "Engine execution exited")):
             return False
         if said.startswith("Finished in state") and run in _REASONS:
             record.msg, record.args = _REASONS.pop(run), ()

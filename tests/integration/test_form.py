@@ -39,7 +39,8 @@ def test_a_wrong_value_of_any_stage_starts_nothing(stack, key, value, message):
     ended = stack.ask(f"/flow_runs/{run}")
     assert message in ended["state"]["message"] and "\n" not in ended["state"]["message"]
     assert stack.states("wrong") == {}
-    wait_until(lambda: stack.logs(run)[-1] == f"Failed: {ended['state']['message'].partition('ConfigError: ')[2]}")
+    reason = f"Failed: {ended['state']['message'].partition('ConfigError: ')[2]}"
+    wait_until(lambda: stack.logs(run)[-1] == reason, 20, says=lambda: (reason, stack.logs(run)))
     [listed] = [one for one in json.loads(stack.align("runs", "--json").stdout)["runs"] if one["flow_run"] == run]
     assert (listed["state"], listed["name"]) == ("refused", "wrong") and message in listed["why"]
     assert not list(stack.root.glob(".align/worktrees/*"))
@@ -60,7 +61,9 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     assert f"[MLflow]({stack.mlflow}/#/experiments/" in shown["progress"]["description"]
     assert "| pretrain | **stale** |" in shown["plan"]["data"]
     assert stack.wait_for(run, *ENDS) == "COMPLETED"
-    wait_until(lambda: stack.logs(run)[-1].startswith("Completed: run/page; "))  # the last line is the result
+    wait_until(
+        lambda: stack.logs(run)[-1].startswith("Completed: run/page; "), 20, says=lambda: stack.logs(run)
+    )  # the last line is the result
     shown = artifacts(stack, run)
     page = shown["progress"]["description"]
     assert shown["progress"]["data"] == 100.0 and shown.keys() == {"plan", "progress", "summary"}

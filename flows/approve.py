@@ -32,7 +32,7 @@ from prefect.input import RunInput
 from prefect.states import Failed, Scheduled
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from align.display.visible import fenced_markdown, visible
+from align.display.visible import fenced_markdown, plain_markdown, visible
 from align.errors import AlignError, ServiceError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
 from flows.command import command
@@ -44,6 +44,8 @@ from flows.run.supervised import last_line
 #: Of prefect.yaml.
 DEPLOYMENT = "approve/wait-for-approval"
 _WAITING: list[StateType] = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
+#: From the page of a run to that of an artifact, in both of Prefect's UIs and behind any address.
+_FROM_RUN = "../../artifacts/artifact/"
 #: The state that a click on "Resume" sets; a worker may begin later.
 _RESUMED = "Resuming"
 _WORDS = {"pattern": r"\S", **NO_LOGIN}
@@ -60,15 +62,16 @@ class Judged(BaseModel):
     version: int = Field(ge=1, title="Version", description="That becomes the champion.")
     champion: int = Field(ge=0, title="Champion", description="That it was compared with; 0: there was none.")
     hours: float = Field(gt=0, le=8760, title="Hours", description="To wait for an answer.")
+    why: str = Field(default="", title="Why", description="The sentence of the decision.")
     page: str = Field(default="", title="Page", description="What the gates found, as markdown.")
 
 
 class Answer(RunInput):
-    """The form. Prefect's server checks it, so that a wrong answer leaves the run as it is."""
+    """The form: short, for the window is. Prefect's server checks it; a wrong answer leaves the run as it is."""
 
     decision: Literal["approve", "reject"] = Field(title="Decision")
-    who: str = Field(title="Who", description="Your name.", max_length=MAX_WHO, json_schema_extra=_WORDS)
-    why: str = Field(title="Why", description="In a sentence.", max_length=MAX_WHY, json_schema_extra=_WORDS)
+    who: str = Field(title="Your name", max_length=MAX_WHO, json_schema_extra=_WORDS)
+    why: str = Field(title="Why", max_length=MAX_WHY, json_schema_extra=_WORDS)
 
 
 @flow(on_completion=[end_record], on_failure=[end_record])
@@ -98,8 +101,8 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
                 raise NotApprovedError(_too_late(judged))
             end = _schedule_end(client, run, judged, until)
         about = f"Until {until:%Y-%m-%d %H:%M} UTC; then this run ends, and nothing is moved."
-        put_markdown("approval", "what is to be approved", f"{judged.page}\n\n{about}")
-        form = Answer.with_initial_data(description=f"{judged.page}\n\n{about}")
+        page = put_markdown("approval", "what is to be approved", f"{about}\n\n{judged.page}")
+        form = Answer.with_initial_data(description=f"{question(judged)} [All gates and figures]({_FROM_RUN}{page})")
         try:
             answer = suspend_flow_run(wait_for_input=form, key="approval")
         except ValidationError:
@@ -119,8 +122,9 @@ def ask(decision: dict[str, Any], hours: float) -> str:
         ServiceError: Prefect does not know the deployment.
     """
     judged = Judged(
-        version=decision["candidate"], champion=decision["champion"] or 0, hours=hours, page=decision_page(decision)
-    )
+        version=decision["candidate"], champion=decision["champion"] or 0, hours=hours, why=decision["reason"],
+        page=decision_page(decision),
+    )  # fmt: skip
     with get_client(sync_client=True) as client:
         deployment = _deployment(client)
         waiting = client.read_flow_runs(
@@ -142,15 +146,17 @@ def ask(decision: dict[str, Any], hours: float) -> str:
     return f"version {judged.version} waits for approval: flow run {run.name}, for {hours:g} h"
 
 
+def question(judged: Judged) -> str:
+    """What a person decides, in a sentence of Markdown."""
+    replaced = f" in place of version {judged.champion}" if judged.champion else ""
+    return f"Make version {judged.version} the champion{replaced}: {plain_markdown(judged.why)}?"
+
+
 def decision_page(decision: dict[str, Any]) -> str:
     """A decision of `align promote` as markdown: the page that it wrote, or else its sentence."""
     if (page := decision.get("page")) and (text := Path(page).with_suffix(".md")).is_file():
         return text.read_text("utf-8")
-    champion = f"version {decision['champion']}" if decision["champion"] else "none"
-    return (
-        f"**{decision['outcome']}**: version {decision['candidate']}; the champion: {champion}\n\n"
-        f"```\n{visible(decision['reason'])}\n```"
-    )
+    return f"**{decision['outcome']}**: {plain_markdown(decision['reason'])}"
 
 
 def _arguments(judged: Judged, answer: Answer) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ def _schedule_end(client: SyncPrefectClient, run: FlowRun, judged: Judged, until
     return client.create_flow_run_from_deployment(
         _deployment(client),
         name=f"end of the time to approve version {judged.version}",
-        parameters={"judged": judged.model_dump(exclude={"page"}), "ends": str(run.id)},
+        parameters={"judged": judged.model_dump(exclude={"page", "why"}), "ends": str(run.id)},
         state=Scheduled(scheduled_time=until),
         idempotency_key=f"end-of-{run.id}",
     ).id

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
+from prefect import flow, runtime
 from pydantic import Field
 
 from align.display.visible import fenced_markdown, visible
@@ -18,22 +18,20 @@ from flows.request import NO_LOGIN, inside
 from flows.run.record import end_record, in_progress
 from flows.run.supervised import last_line
 
-_MAX_NAME, _MAX_WORDS = 200, 1000
-_Words = Field(min_length=1, max_length=_MAX_WORDS, json_schema_extra={"pattern": r"\S", **NO_LOGIN})
+_Words = Field(min_length=1, max_length=1000, json_schema_extra={"pattern": r"\S", **NO_LOGIN})
 
 
-@flow(flow_run_name="evaluate", on_completion=[end_record], on_failure=[end_record])
+@flow(on_completion=[end_record], on_failure=[end_record])
 def evaluate(
     suite: Annotated[str, _Words] = "infra/suites/demo.yaml",
     model: Annotated[str, _Words] = "champion",
-    name: Annotated[str, Field(max_length=_MAX_NAME, json_schema_extra=NO_LOGIN)] = "",
 ) -> str:
-    """Measures a model on the sets of a suite; the result is a run in MLflow, below the run that made the version.
+    """Measures a model on the sets of a suite; the result is a run in MLflow of the same name, below the run that
+    made the version.
 
     Args:
         suite: the sets and what is measured on them: a YAML file of the checkout.
         model: an alias, or models:/NAME/NUMBER, of MLflow; or a folder of the checkout, such as models/finetuned.
-        name: of the run in MLflow; empty: the model and the suite.
 
     Returns:
         How much was measured, and where it is.
@@ -42,8 +40,9 @@ def evaluate(
         DataError: the form names a file or a folder outside of the checkout.
         CommandError: there is no such model or suite, MLflow is unavailable, or `align evaluate` failed.
     """
-    suite, model, name = visible(suite.strip()), visible(model.strip()), visible(without_logins(name.strip()))
-    with in_progress(name), tempfile.TemporaryDirectory(prefix="align-") as folder:
+    suite, model = visible(suite.strip()), visible(model.strip())
+    name = visible(without_logins(str(runtime.flow_run.name)))
+    with in_progress(), tempfile.TemporaryDirectory(prefix="align-") as folder:
         for asked in (suite, model):
             if not asked.startswith("models:/"):
                 inside(Path.cwd(), asked)

@@ -7,8 +7,9 @@ the stages that came from the cache, and why it failed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, runtime
@@ -16,7 +17,7 @@ from prefect import get_run_logger, runtime
 from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.config.sections import known_params
-from align.errors import AlignError, ServiceError, without_logins
+from align.errors import AlignError, ServiceError
 from align.local_stack import running_services
 from align.release.registration.shown import headline, log_report, tables
 from align.services.git import resolve
@@ -35,8 +36,9 @@ from align.services.tracking.tracker import (
 )
 from flows.checkout import run_branch
 from flows.dag import Stage
+from flows.run import stop
 from flows.run.context import RunContext
-from flows.run.record import keep_record, note
+from flows.run.record import in_a_line, keep_record, note
 
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
@@ -49,26 +51,16 @@ class MlflowRun:
     Attributes:
         tracker: MLflow.
         run_id: its id there.
-        experiment: the name of its experiment.
         name: its name, that of the branch that the pipeline run is expected to become.
-        server: the address of the server of `make up`, if one works.
+        page: the address of its page; None if no server shows it.
+        comparison: the address where it is listed with the others; None as `page`.
     """
 
     tracker: Tracker
     run_id: str
-    experiment: str
     name: str
-    server: str | None
-
-    @property
-    def page(self) -> str | None:
-        """The address of its page; None if no server shows it."""
-        return self.tracker.page(self.run_id, self.server)
-
-    @property
-    def comparison(self) -> str | None:
-        """The address where it is listed with the others; None if no server shows it."""
-        return self.tracker.runs_page(self.experiment, self.server)
+    page: str | None
+    comparison: str | None
 
     def recorded(self, name: str, commit: str, cached: Sequence[str]) -> None:
         """Names the branch that the run became, perhaps another than expected, and its stages from the cache."""
@@ -95,14 +87,18 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun]:
         tracker.log_params(run_id, known)
     note(mlflow_run=run_id)
     status: Status = "KILLED"  # by a signal, or in Prefect's UI; a process that is killed comes to no end
-    ends = {ENDED: "cancelled"}
+    ends = {ENDED: "cancelled", WHY: "cancelled in Prefect"}
     server = running_services(run.checkout).get("mlflow", {}).get("url")
     try:
         with tracker.watched(run_id):
-            yield MlflowRun(tracker, run_id, experiment, name, server)
+            pages = tracker.page(run_id, server), tracker.runs_page(experiment, server)
+            yield MlflowRun(tracker, run_id, name, *pages)
         status, ends = "FINISHED", {}
     except Exception as error:
-        status, ends = "FAILED", {WHY: _in_a_line(error)}
+        status, ends = "FAILED", {WHY: in_a_line(error)[:_MAX_TAG]}
+        raise
+    except stop.Stopped as ended:
+        ends[WHY] = str(ended)
         raise
     finally:
         try:
@@ -114,6 +110,15 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun]:
             if status == "FINISHED":
                 raise
             get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
+
+
+def record_refused(root: Path, name: str, error: AlignError) -> None:
+    """Lists a run that was refused before its run was opened, as far as MLflow and params.yaml can be read."""
+    run = RunContext(root=root, checkout=root, name=name)
+    with suppress(AlignError):
+        experiment, tracker = run.params.section(RegisterConfig).experiment, Tracker(run.mlflow_tracking_uri)
+        tags = _tags(run) | {ENDED: "refused", WHY: in_a_line(error)[:_MAX_TAG]}
+        tracker.end_run(tracker.start_run(experiment, name, tags), status="FAILED")
 
 
 def log_stage(stage: Stage, run: RunContext) -> None:
@@ -129,11 +134,6 @@ def log_stage(stage: Stage, run: RunContext) -> None:
         tracker.log_tables(run.mlflow_run_id, tables(so_far))
     except ServiceError as error:
         get_run_logger().warning("MLflow does not have the report of %s yet: %s", stage.name, error)
-
-
-def _in_a_line(error: Exception) -> str:
-    said = str(error) if isinstance(error, AlignError) else f"{type(error).__name__}: {error}"
-    return without_logins(" ".join(said.split()))[:_MAX_TAG]
 
 
 def _tags(run: RunContext) -> dict[str, str]:

@@ -6,7 +6,6 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
@@ -19,6 +18,7 @@ from prefect.settings import PREFECT_API_URL
 
 from align.display.console import say, show
 from align.display.visible import fenced_markdown
+from align.errors import AlignError
 from align.local_stack import LOGIN_FILE
 from align.release.registration.shown import VERDICT
 from align.web import HOST
@@ -28,17 +28,17 @@ from flows.checkout.worktree import in_checkout, in_worktree
 from flows.dag import Stage
 from flows.elsewhere import require_reachable, train_elsewhere
 from flows.ended import repair
-from flows.mlflow_run import MlflowRun, mlflow_run
+from flows.mlflow_run import MlflowRun, mlflow_run, record_refused
 from flows.pages.index import index_file, write_index
 from flows.pages.progress import Progress, put_markdown
-from flows.pages.summary import summarise
+from flows.pages.summary import result, summarise
 from flows.plan import make_plan
 from flows.request import Request, Settled, settled
 from flows.run import stop
 from flows.run.context import RunContext, StageOutcome, child_environment, log_file, progress_file
-from flows.run.record import end_record, in_progress, note, tag
+from flows.run.record import conclude, end_record, in_progress, note, tag
 from flows.run.supervised import last_line, run_supervised
-from flows.speeds import keep_speeds
+from flows.speeds import expected_s
 from flows.stage import run_stages
 from flows.states import read_states, require_known
 
@@ -59,21 +59,27 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     root, log = Path.cwd(), get_run_logger().info
     with in_progress(request.name):
         name = name_of(root, request)
-        # before anything is made: a wrong value of the last stage costs nothing
-        asked = settled(root, request.model_copy(update={"name": name}))
-        note(name=name)
-        repair(root, log)
-        here = runtime.deployment.id is None and asked.in_place
-        with in_checkout(root, name, log) if here else in_worktree(root, asked, log) as workspace:
-            if workspace.root != root:
-                note(worktree=str(workspace.root))
-            run = RunContext(
-                root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, tags=asked.tags or {}
-            )
-            run = run.with_stages(asked)
-            with mlflow_run(run) as opened:
-                run = run.model_copy(update={"mlflow_run_id": opened.run_id, "mlflow_page": opened.page})
-                return _run(run, opened, asked.ref or "HEAD")
+        opened: MlflowRun | None = None
+        try:
+            # before anything is made: a wrong value of the last stage costs nothing
+            asked = settled(root, request.model_copy(update={"name": name}))
+            note(name=name)
+            repair(root, log)
+            here = runtime.deployment.id is None and asked.in_place
+            with in_checkout(root, name, log) if here else in_worktree(root, asked, log) as workspace:
+                if workspace.root != root:
+                    note(worktree=str(workspace.root))
+                run = RunContext(
+                    root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, tags=asked.tags or {}
+                )
+                run = run.with_stages(asked)
+                with mlflow_run(run) as opened:
+                    run = run.model_copy(update={"mlflow_run_id": opened.run_id, "mlflow_page": opened.page})
+                    return _run(run, opened, asked.ref or "HEAD")
+        except AlignError as error:
+            if opened is None:
+                record_refused(root, name, error)
+            raise
 
 
 def name_of(root: Path, request: Request) -> str:
@@ -92,19 +98,19 @@ def name_of(root: Path, request: Request) -> str:
     return name
 
 
-@flow(flow_run_name="data")
+@flow(flow_run_name="data of {run.name}")
 def data(run: RunContext) -> list[StageOutcome]:
     """From the raw web to shards that passed the quality gate, and a vocabulary."""
     return run_stages(_stages(run, "data"), run)
 
 
-@flow(flow_run_name="training")
+@flow(flow_run_name="training of {run.name}")
 def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
     """Pre-training, fine-tuning, evaluation. Returns the outcomes `before`, followed by those of its stages."""
     return [*before, *run_stages(_stages(run, "training"), run)]
 
 
-@flow(flow_run_name="release")
+@flow(flow_run_name="release of {run.name}")
 def release(run: RunContext, before: list[StageOutcome]) -> tuple[list[StageOutcome], Recorded, list[str]]:
     """Packages and indexes the model, records the run in git, and registers the model if this run packages it.
 
@@ -142,7 +148,6 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> list
 def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
     if run.dirty:
         tag("dirty")
-    since = time.time()
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run only
     index_file(run).unlink(missing_ok=True)  # until this run is complete, no page says that these are its reports
@@ -156,15 +161,13 @@ def _run(run: RunContext, opened: MlflowRun, ref: str) -> str:
         require_known(run, states)
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
-    try:
-        with Progress(progress_file(run.root), run.chosen.stages) as page, stop.raise_if_stopped():
-            page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
-            page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
-            if opened.comparison:
-                page.links["beside other runs"] = opened.comparison
-            return _run_stages(run, opened, page)
-    finally:
-        keep_speeds(run, since)
+    expected = expected_s(run, run.stale)
+    with Progress(progress_file(run.root), run.chosen.stages, expected) as page, stop.raise_if_stopped():
+        page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
+        page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
+        if opened.comparison:
+            page.links["beside other runs"] = opened.comparison
+        return _run_stages(run, opened, page)
 
 
 def _run_stages(run: RunContext, opened: MlflowRun, page: Progress) -> str:
@@ -184,6 +187,7 @@ def _run_stages(run: RunContext, opened: MlflowRun, page: Progress) -> str:
     told = [*[line for one in outcomes for line in one.warnings][-MAX_WARNINGS:], *verdict]
     page.links |= {"to read": "; ".join(told)} if told else {}
     write_index(run, recorded, "; ".join([version, *verdict]))
+    conclude(f"Completed: {result(run, recorded, [version, *verdict])}")
     text = summarise(run, outcomes, recorded, version, told)
     put_markdown("summary", f"run {run.name}", fenced_markdown(text.split("\n")))
     return text

@@ -20,14 +20,14 @@ from flows.run.record import end_record, in_progress
 from flows.run.supervised import last_line
 
 
-@flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])
+@flow(on_completion=[end_record], on_failure=[end_record])
 def promote(version: Annotated[int, Field(ge=0)] = 0) -> str:
     """Makes a version the champion if its metrics suffice; returns the decision in a sentence.
 
     With `promote.approval`, the flow `approve` asks a person first.
 
     Args:
-        version: its number in the registry; 0: the candidate, which was registered last.
+        version: the number of the version in MLflow; 0: the candidate, which was registered last.
 
     Raises:
         CommandError: there is no such version, or its metrics do not suffice; the message names the metric and the

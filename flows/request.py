@@ -42,6 +42,7 @@ SHORTCUTS = {
 _READ = (PARAMS_FILE, DVC_FILE, PROFILES.as_posix())
 #: Parts of the pipeline that can be run alone.
 Part = Literal["all", "data", "training", "evaluation"]
+_AS_IN_PROFILE = "Empty: as the profile has it."
 _Nothing = SkipJsonSchema[None]  # of a type with `None` the form would make two tabs
 
 
@@ -58,75 +59,77 @@ def _shown(schema: dict[str, Any]) -> None:
 
 
 class Request(BaseModel):
-    """What to run; an empty field changes nothing. The result becomes branch run/NAME, by the run's name above."""
+    """What to run: an empty field changes nothing. The result becomes branch run/NAME, by the name above."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_shown)
     name: SkipJsonSchema[str | None] = None
     profile: str = Field(
         default=DEMO,
         title="Profile",
-        description="Values for a kind of data or run (infra/profiles); demo: params.yaml as it is.",
+        description="Ready-made settings for a kind of data or machine (infra/profiles). demo: those of params.yaml.",
         json_schema_extra={"enum": [DEMO, *profile_names()]},
     )
     ref: str | _Nothing = Field(
         default=None,
         title="Git revision",
-        description="A branch, tag or commit to run; empty: HEAD of the checkout.",
+        description="Runs another state of the code: a branch, tag or commit. Empty: the last commit of the checkout.",
         json_schema_extra=NO_LOGIN,
     )
     only: Part = Field(
         default="all",
         title="What to run",
-        description="data: up to the vocabulary; training: pre-training and fine-tuning; evaluation: the metrics. What "
-        "a part reads must not be stale. Only a run of all registers a model.",
+        description="all makes a model and registers it. data ends with the vocabulary, training with the model; "
+        "evaluation only measures it. What a part reads must have been made before.",
     )
     from_stage: str | _Nothing = Field(
         default=None,
         title="From stage",
-        description=f"Empty: {next(iter(STAGES))}. The stages before it must not be stale.",
+        description=f"Skips the stages before it, whose results must be there. Empty: {next(iter(STAGES))}, the first.",
         json_schema_extra={"enum": list(STAGES)},
     )
     to_stage: str | _Nothing = Field(
         default=None,
         title="Up to stage",
-        description=f"Empty: {list(STAGES)[-1]}.",
+        description=f"Stops after this stage. Empty: {list(STAGES)[-1]}, the last.",
         json_schema_extra={"enum": list(STAGES)},
     )
     seed: Annotated[int, Field(ge=0)] | _Nothing = Field(
         default=None,
         title="Seed",
-        description="Of pre-training. Empty: pretrain.seed of the profile or params.yaml.",
+        description=f"Another number is another random start, as a second opinion. {_AS_IN_PROFILE}",
     )
     num_steps: Annotated[int, Field(ge=1)] | _Nothing = Field(
         default=None,
         title="Steps",
-        description="Of pre-training. Empty: pretrain.num_steps of the profile or params.yaml.",
+        description=f"How long to pre-train: twice as many take twice as long. {_AS_IN_PROFILE}",
     )
     batch_size: Annotated[int, Field(ge=1)] | _Nothing = Field(
         default=None,
         title="Batch size",
-        description="Pairs in a step of pre-training. Empty: pretrain.batch_size of the profile or params.yaml.",
+        description="Pairs that one step compares with each other: more teach more, and take more memory and time. "
+        f"{_AS_IN_PROFILE}",
     )
     learning_rate: Annotated[float, Field(gt=0)] | _Nothing = Field(
         default=None,
         title="Learning rate",
-        description="The highest one of pre-training. Empty: pretrain.learning_rate of the profile or params.yaml.",
+        description="How far a step of pre-training moves the weights, at most: too far, and nothing is learned. "
+        f"{_AS_IN_PROFILE}",
     )
     training_pool: Pool | _Nothing = Field(
         default=None,
         title="Train in pool",
-        description="Prefect's work pool of another machine (docs/scale.md). Empty: cluster.training_pool, else here.",
+        description=f"Trains on another machine, by the name of its work pool (docs/scale.md). {_AS_IN_PROFILE}",
     )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         title="More parameters",
-        description='Any parameter of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
+        description='Any setting of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
         json_schema_extra=NO_LOGINS,
     )
     snapshot_dirty: bool = Field(
         default=False,
         title="With uncommitted changes",
-        description="If the checkout has uncommitted changes: run HEAD with them, tagged dirty, instead of refusing.",
+        description="Runs files that you edited but did not commit, too, tagged dirty. Off: they are refused.",
     )
     tags: SkipJsonSchema[dict[str, str] | None] = None  #: of its run in MLflow
 

@@ -15,12 +15,12 @@ from flows.run.record import end_record, in_progress
 from flows.run.supervised import last_line
 
 
-@flow(flow_run_name="rollback", on_completion=[end_record], on_failure=[end_record])
+@flow(on_completion=[end_record], on_failure=[end_record])
 def rollback(why: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     """Makes the last champion that passed its gates the champion again.
 
     Args:
-        why: kept in the history, and as a tag of the version that is replaced.
+        why: your reason, such as: finds no animals. The history of champions keeps it.
 
     Raises:
         CommandError: there is no champion, or no previous one.

@@ -25,7 +25,7 @@ class Speed(BaseModel):
     """What was measured of a stage.
 
     Attributes:
-        wall_s: from its start to its end.
+        wall_s: from the start of DVC to its end; of a stage that trains, without its steps.
         pairs_per_s: of training steps.
         model: section `model` at that time, for stages that train: another shape has another speed.
     """
@@ -36,33 +36,33 @@ class Speed(BaseModel):
     model: dict[str, Any] | None = None
 
 
-def keep_speeds(run: RunContext, since: float) -> None:
-    """Keeps what the stages of a run have measured after the time `since`; a failure here does not fail the run."""
-    for stage in run.stale:
-        with suppress(OSError, AlignError, KeyError, ValueError):
-            file = run.runtime / f"{stage}.json"
-            found = json.loads(file.read_text("utf-8"))
-            if file.stat().st_mtime < since or found.get("outcome") != "completed":
-                continue
-            speed = Speed(
-                wall_s=found["wall_s"], pairs_per_s=found.get("pairs_per_s") or None,
-                model=run.params.values.get("model") if "pairs_per_s" in found else None,
-            )  # fmt: skip
-            (run.checkout / SPEEDS).mkdir(parents=True, exist_ok=True)
-            write_text(run.checkout / SPEEDS / f"{stage}.json", speed.model_dump_json())
+def keep_speed(run: RunContext, stage: str, wall_s: float) -> None:
+    """Keeps what a stage that ran has measured, and how long it took; a failure here does not fail the run."""
+    with suppress(OSError, AlignError, KeyError, ValueError):
+        found, model = json.loads((run.runtime / f"{stage}.json").read_text("utf-8")), None
+        if per_s := found.get("pairs_per_s") or None:
+            model, wall_s = run.params.values.get("model"), max(0.0, wall_s - _num_pairs(run, stage) / per_s)
+        (run.checkout / SPEEDS).mkdir(parents=True, exist_ok=True)
+        speed = Speed(wall_s=wall_s, pairs_per_s=per_s, model=model)
+        write_text(run.checkout / SPEEDS / f"{stage}.json", speed.model_dump_json())
 
 
 def expected_time(run: RunContext, stages: Collection[str]) -> str:
     """The time that these stages of the run will take, in words."""
     if not stages:
         return "none: no stage is stale"
-    found = {stage: _seconds(run, stage) for stage in sorted(stages)}
+    found = expected_s(run, sorted(stages))
     known = [seconds for seconds in found.values() if seconds is not None]
     unknown = [stage for stage, seconds in found.items() if seconds is None]
     if not known:
         return f"{UNKNOWN}: none of these stages has been measured here"
     more = f" and {UNKNOWN} for {', '.join(unknown)}" if unknown else ""
-    return f"about {duration(sum(known))} by the last measured speeds{more}"
+    return f"about {duration(sum(known))} with the starts of stages, by the last measured speeds{more}"
+
+
+def expected_s(run: RunContext, stages: Collection[str]) -> dict[str, float | None]:
+    """Stage -> the seconds that it will take; None: never measured, or with another model."""
+    return {stage: _seconds(run, stage) for stage in stages}
 
 
 def _seconds(run: RunContext, stage: str) -> float | None:
@@ -74,5 +74,9 @@ def _seconds(run: RunContext, stage: str) -> float | None:
         return speed.wall_s
     if not speed.pairs_per_s or speed.model != run.params.values.get("model"):
         return None
+    return speed.wall_s + _num_pairs(run, stage) / speed.pairs_per_s
+
+
+def _num_pairs(run: RunContext, stage: str) -> float:
     recipe = run.params.values[stage]
-    return float(recipe["num_steps"] * recipe["batch_size"] / speed.pairs_per_s)
+    return float(recipe["num_steps"] * recipe["batch_size"])

@@ -6,6 +6,7 @@ or Failed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from logging import INFO, WARNING
 from pathlib import Path
@@ -22,6 +23,7 @@ from flows.pages.report import report_markdown
 from flows.run import stop
 from flows.run.context import RunContext, StageOutcome, child_environment, log_file, progress_file
 from flows.run.supervised import CommandError, is_warning, run_supervised
+from flows.speeds import keep_speed
 
 #: Hints that DVC prints for people at a prompt; the log leaves them out.
 CHATTER = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config ", "Use `dvc push`")
@@ -45,6 +47,7 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
                 with log_file(run.root).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
 
+        began = time.monotonic()
         try:
             stop.require_running()
             _run(stage, run, log)
@@ -57,7 +60,8 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
                 log_stage(stage, run)
             _publish(stage, run, failure, has_report=has_report)
             raise CommandError(failure) from None
-        ran = did_run(stage.name, lines)
+        if ran := did_run(stage.name, lines):
+            keep_speed(run, stage.name, time.monotonic() - began)
     log_stage(stage, run)
     _publish(stage, run)
     outcome = StageOutcome(stage=stage.name, ran=ran, warnings=tuple(filter(is_warning, lines)))

@@ -31,12 +31,12 @@ from flows.dag import EVALUATE
 from flows.pages.progress import put_markdown
 from flows.pipeline import exit_code, pipeline
 from flows.request import NO_LOGIN, NO_LOGINS, Request, inside, settled
-from flows.run.record import end_record, in_progress
+from flows.run.record import conclude, end_record, in_progress
 
 STUDIES = Path("infra/studies")
 
 
-@flow(flow_run_name="study", on_completion=[end_record], on_failure=[end_record])
+@flow(on_completion=[end_record], on_failure=[end_record])
 def study(
     study: Annotated[str, Field(max_length=1000, json_schema_extra=NO_LOGIN)] = "paper",
     profile: Annotated[str, Field(json_schema_extra={"enum": [DEMO, *profile_names()]})] = DEMO,
@@ -90,6 +90,7 @@ def study(
         shown = [markdown_table(COLUMNS, table), *map(plain_markdown, sentences)]
         put_markdown("study", f"study {asked.name}", "\n\n".join(shown))
         text = "\n".join([*(" | ".join(row) for row in [COLUMNS, *table]), *sentences])
+        conclude(f"Completed: study {asked.name}: " + "; ".join(" ".join(row[:3:2] + row[5:6]) for row in table))
         if missing:
             raise DataError(f"{text}\n{len(missing)} of {len(requests)} runs failed; the same command tries them again")
         return text
@@ -117,4 +118,5 @@ def _run(root: Path, tracker: Tracker, request: Request) -> TrackedRun:
 
 def main(argv: Sequence[str]) -> int:
     """The program that `align study` becomes; takes the flow's arguments as JSON. Returns its `exit_code`."""
-    return exit_code(lambda: study(**json.loads(argv[0])))
+    values = json.loads(argv[0])
+    return exit_code(lambda: study.with_options(flow_run_name=f"study {values['study']}")(**values))

@@ -33,9 +33,9 @@ table.compared th:nth-child(2), table.compared td:nth-child(2) { text-align: lef
 table.compared td:first-child { white-space: nowrap; max-width: none; padding-left: .4rem }
 table.compared td.soft { color: var(--soft) }
 """
-#: With 80 % power, beside which "no difference shown" has to be read.
+#: With 80 % power, beside which "not told apart" has to be read.
 HEADS = ("metric", "verdict", "A", "B", "B − A", "95 % interval", "found if at least")
-A_BETTER, B_BETTER, EQUAL, UNKNOWN = "A is better", "B is better", "no difference shown", "not compared by item"
+A_BETTER, B_BETTER, EQUAL, UNKNOWN = "A is better", "B is better", "not told apart", "not compared by item"
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,18 @@ def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
     """Metric -> the other cells of its row. Differences are in percentage points."""
     for name, values in report.rows.items():
         row = Row(**values)
-        interval, found = "", ""
-        if row.low is not None and row.high is not None:
-            anything = row.low <= -1 and row.high >= 1
-            interval = "any: too few concepts" if anything else f"{points(row.low)} to {points(row.high)}"
+        interval, found = _interval(values), ""
+        if row.low is not None:
             found = "none is found" if row.detectable is None else f"{100 * row.detectable:.1f}"
         yield name, [row.verdict, percent(row.a), percent(row.b), points(row.difference), interval, found]
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """Of a difference, in percentage points; empty if it has none."""
+    if row["low"] is None:
+        return ""
+    anything = row["low"] <= -1 and row["high"] >= 1
+    return "any: too few concepts" if anything else f"{points(row['low'])} to {points(row['high'])}"
 
 
 def _table(report: CompareReport) -> str:
@@ -214,17 +220,16 @@ def sentence(report: CompareReport, b: str = "B") -> str:
     num_b, num_a = verdicts.count(B_BETTER), verdicts.count(A_BETTER)
     if not verdicts:
         return "No metric was compared query by query."
-    if not num_a and not num_b:
-        return f"No difference is shown. Metrics that were compared query by query: {len(verdicts)}."
     better, numbers = ((b, "A"), (num_b, num_a)) if num_b >= num_a else (("A", b), (num_a, num_b))
     verdict = B_BETTER if num_b >= num_a else A_BETTER
+    said = f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; "
+    said += f"of two equally good models about {len(verdicts) / 20:.1f} look different."
+    if not num_a and not num_b:
+        verdict, said = EQUAL, f"A and {b} are not told apart by any of {len(verdicts)} metrics."
     shown = {name: row for name, row in report.rows.items() if row["verdict"] == verdict}
     name, most = max(shown.items(), key=lambda item: abs(item[1]["difference"]))
-    return (
-        f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; of two "
-        f"equally good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: {b} − A "
-        f"{points(most['difference'])} points (95 % interval {points(most['low'])} to {points(most['high'])})."
-    )
+    found = f"{points(most['difference'])} points (95 % interval {_interval(most)})"
+    return f"{said} Most of all by {name}: {b} − A {found}."
 
 
 def drawing(report: CompareReport, b: str = "B") -> str:

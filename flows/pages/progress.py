@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
@@ -28,6 +28,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from align.display.console import duration
 from align.display.progress import Work, describe, read_said
 from align.display.visible import plain_markdown
 from flows.dag import Stage
@@ -58,10 +59,10 @@ def put_artifact(
     return made.id
 
 
-def put_markdown(key: str, description: str, text: str) -> None:
+def put_markdown(key: str, description: str, text: str) -> UUID:
     """Shows a text on the page of this flow run, once, as `put_artifact` does."""
     with get_client(sync_client=True) as client:
-        put_artifact(client, UUID(runtime.flow_run.id), key, "markdown", description, text)
+        return put_artifact(client, UUID(runtime.flow_run.id), key, "markdown", description, text)
 
 
 class Progress:
@@ -73,10 +74,10 @@ class Progress:
         links: words -> address or text, shown in this order; may be added to in the block.
     """
 
-    def __init__(self, file: Path, stages: Sequence[Stage] = ()) -> None:
+    def __init__(self, file: Path, stages: Sequence[Stage] = (), expected_s: Mapping[str, float | None] = {}) -> None:
         self.links: dict[str, str] = {}
         self._finished = False
-        self._file, self._stages = file, stages
+        self._file, self._stages, self._expected_s = file, stages, expected_s
         file.unlink(missing_ok=True)  # of an earlier run in this checkout
         with get_client(sync_client=True) as client:
             self._artifact = put_artifact(client, UUID(runtime.flow_run.id), "progress", "progress", "it begins", 0.0)
@@ -104,25 +105,34 @@ class Progress:
 
     def _update(self, ended: bool) -> None:
         work = read_said(self._file).work
+        work, left = of_run(work, self._stages, self._expected_s)
         if self._finished:
             work = Work(line="the run is complete", done=1, total=1)
-        elif self._stages:
-            work = at_stage(work, self._stages)
         if not work.line:
             return
         words = f"ended at {work.line}" if ended and not self._finished else describe(work)
+        words += "" if ended else left
         shown = "\n".join([plain_markdown(words), *_links(self.links)]), round(work.percent or 0.0, 1)
         if shown != self._shown:
             update_progress_artifact(self._artifact, progress=shown[1], description=shown[0])
             self._shown = shown
 
 
-def at_stage(work: Work, stages: Sequence[Stage]) -> Work:
-    """The progress of a run, whose stage says how far it is."""
+def of_run(work: Work, stages: Sequence[Stage], expected_s: Mapping[str, float | None]) -> tuple[Work, str]:
+    """The progress of a run, whose stage says how far it is, and the time that is left of the whole.
+
+    That is what the stage says, or took when it ran last, and what those after it took.
+    """
     names = [stage.name for stage in stages]
     if work.stage not in names:
-        return work
-    return work.model_copy(update={"line": f"stage {names.index(work.stage) + 1} of {len(names)}, {work.line}"})
+        return work, ""
+    number = names.index(work.stage) + 1
+    times = [expected_s.get(work.stage) if work.left_s is None else work.left_s]
+    times += [expected_s[name] for name in names[number:] if name in expected_s]
+    known = [seconds for seconds in times if seconds is not None]
+    how = "about" if len(known) == len(times) else "more than"
+    left = f"; the whole run: {how} {duration(sum(known))} left" if known else ""
+    return work.model_copy(update={"line": f"stage {number} of {len(names)}, {work.line}"}), left
 
 
 def _links(links: dict[str, str]) -> list[str]:

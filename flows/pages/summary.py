@@ -11,7 +11,7 @@ from typing import Any
 
 from align.display.report import reported
 from align.display.shares import percent
-from align.release.registration.shown import metrics_of
+from align.release.registration.shown import headline, metrics_of
 from flows.checkout.run_branch import Recorded
 from flows.pages.index import index_file
 from flows.run.context import RunContext, StageOutcome
@@ -54,6 +54,13 @@ def summarise(
         "\n".join(told),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def result(run: RunContext, recorded: Recorded, said: Sequence[str]) -> str:
+    """What a run has come to, in a line: its branch, two figures that promotion looks at, and what else was said."""
+    metrics = metrics_of(run.root / stage.report for stage in run.chosen.stages)
+    shown = [name for name in headline(run.params.values) if name in metrics][:2]
+    return "; ".join([f"run/{recorded.name}", *(f"{name} {metrics[name]:.1%}" for name in shown), *said])
 
 
 def _look(folders: Mapping[str, Path], run: RunContext, name: str) -> str:

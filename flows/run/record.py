@@ -27,13 +27,24 @@ from align.local_stack import running_services
 from flows.run import stop
 from flows.run.end import end_in_prefect
 
+#: Flow run -> the reason why it ends.
+_REASONS: dict[str, str] = {}
+
 
 class _OneLine(logging.Filter):
-    """Drops the traceback of an AlignError, whose message says all, and what Prefect says of what was stopped."""
+    """Makes the last line of a run its reason, without tracebacks of an AlignError, whose message says all.
+
+    What Prefect says of what was stopped, of our hook, and of an error that it has told, is left out.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if stop.is_stopping() and record.getMessage().startswith(("Task run was aborted", "Finished in state")):
+        said, run = record.getMessage(), str(getattr(record, "flow_run_id", ""))
+        if stop.is_stopping() and said.startswith(("Task run was aborted", "Finished in state")):
             return False
+        if said.startswith(("Running hook 'end_record'", "Hook 'end_record'", "Engine execution exited")):
+            return False
+        if said.startswith("Finished in state") and run in _REASONS:
+            record.msg, record.args = _REASONS.pop(run), ()
         if record.exc_info and (isinstance(record.exc_info[1], AlignError) or stop.is_stopping()):
             record.exc_info = None
         return True
@@ -64,6 +75,9 @@ def in_progress(name: str | None = None) -> Iterator[None]:
     try:
         with stop.raise_if_stopped():
             yield
+    except Exception as error:
+        conclude(f"Failed: {in_a_line(error)}")
+        raise
     except (Pause, Abort) as ended:  # its states in Prefect already say so
         if isinstance(ended, stop.Stopped):
             try:
@@ -80,6 +94,17 @@ def note(**values: Any) -> None:
         held.write(**values)
 
 
+def conclude(reason: str) -> None:
+    """Says why this run ends, in the last line of its log; else that is the last line of its result."""
+    _REASONS[str(runtime.flow_run.id)] = reason
+
+
+def in_a_line(error: Exception) -> str:
+    """Why a run failed: the message, for people; an error that nobody meant to be read has its type before it."""
+    said = str(error) if isinstance(error, AlignError) else f"{type(error).__name__}: {error}"
+    return without_logins(" ".join(said.split()))
+
+
 def keep_record() -> None:
     """Keeps the record beyond the end of this run, for `flows.ended`: something could not be ended."""
     if held := _mine():
@@ -92,6 +117,8 @@ def _mine() -> Held | None:
 
 def end_record(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """A hook that Prefect calls when the flow run has ended there, in any state."""
+    said = (state.message or str(getattr(state.data, "result", ""))).splitlines()
+    _REASONS.setdefault(str(flow_run.id), f"{state.name}: {said[-1] if said else ''}")
     _end(flow_run.id)
 
 

@@ -86,7 +86,8 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone, prefect):
     prefect.picture("prefect_running", 840)
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
     page.click("Subflow Runs")
-    part = "[...document.querySelectorAll('main a[href*=\"/runs/flow-run/\"]')].find((a) => a.innerText === 'training')"
+    links = "[...document.querySelectorAll('main a[href*=\"/runs/flow-run/\"]')]"
+    part = f"{links}.find((a) => a.innerText.startsWith('training of '))"
     page.wait(part)
     page.open(page.run(f"{part}.href"))
     page.wait("document.querySelector('main').innerText.includes('> align pretrain')", 30)

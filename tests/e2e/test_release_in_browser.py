@@ -145,8 +145,9 @@ def approve(prefect):
     page.wait("document.querySelector('[role=dialog] label')")
     page.click("Select", "[role=dialog] button")
     page.click("approve", "[role=option]")
-    page.fill("Who", "Ann")
+    page.fill("Your name", "Ann")
     page.fill("Why", "it finds more")
+    assert page.run("document.querySelector('[role=dialog] .overflow-y-auto').scrollHeight") <= 400  # without its frame
     prefect.picture("prefect_approve", 1000)
     page.click("Resume", "[role=dialog] button")
     page.wait("!document.querySelector('[role=dialog]')")

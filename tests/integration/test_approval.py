@@ -5,7 +5,7 @@ import pytest
 from align.config.params import write_params
 from align.config.release import RegisterConfig
 from align.services.tracking.tracker import Tracker
-from tests.support import registered
+from tests.support import registered, wait_until
 from tests.support.local_stack import ENDS, Stack, stub_repository
 from tests.support.registered import RECALL
 
@@ -42,7 +42,8 @@ def candidate(outputs, recall):
 
 def ask(stack):
     """A click on `promote`; returns the id of the run that waits for an answer."""
-    run = stack.click("promote")
+    run = stack.click("promote", name="typed by hand")
+    assert stack.ask(f"/flow_runs/{run}")["name"] == "typed by hand"
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
     approvals = [each for each in runs(stack) if not each["parameters"].get("ends")]
     waiting = max(approvals, key=lambda each: str(each["created"]))["id"]
@@ -85,6 +86,7 @@ def test_what_people_answer_decides(made):
     assert stack.wait_for(first, "PAUSED", timeout_s=1) == "PAUSED" and champions(mlflow) == (None, [])
     assert answer(stack, first, **ANN) == "ACCEPT"
     assert stack.wait_for(first, *ENDS) == "COMPLETED", stack.logs(first)
+    wait_until(lambda: stack.logs(first)[-1].startswith("Completed: stub version 1 (run "))
     assert champions(mlflow) == (1, [("promoted", None, 1)])
     move = mlflow.registry.champion_state("stub").moves[0]
     assert move.who == f"--version=7 <b>Ann, by flow run {first}" and move.why.endswith("; approved: it reads | signs")

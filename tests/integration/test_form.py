@@ -1,5 +1,6 @@
 """The form on a real server: what it refuses, what a run refuses at once, and a run's page."""
 
+import json
 import shutil
 import time
 import urllib.error
@@ -9,7 +10,7 @@ import pytest
 from align.config.params import write_params
 from align.release.registration.shown import all_metrics
 from align.services.tracking.tracker import Tracker
-from tests.support import tiny_model
+from tests.support import tiny_model, wait_until
 from tests.support.colours import COLOURS, square
 from tests.support.dvc_projects import commit_all
 from tests.support.local_stack import ENDS, PATIENCE_S
@@ -38,6 +39,10 @@ def test_a_wrong_value_of_any_stage_starts_nothing(stack, key, value, message):
     ended = stack.ask(f"/flow_runs/{run}")
     assert message in ended["state"]["message"] and "\n" not in ended["state"]["message"]
     assert stack.states("wrong") == {}
+    reason = f"Failed: {ended['state']['message'].partition('ConfigError: ')[2]}"
+    wait_until(lambda: stack.logs(run)[-1] == reason, 20, says=lambda: (reason, stack.logs(run)))
+    [listed] = [one for one in json.loads(stack.align("runs", "--json").stdout)["runs"] if one["flow_run"] == run]
+    assert (listed["state"], listed["name"]) == ("refused", "wrong") and message in listed["why"]
     assert not list(stack.root.glob(".align/worktrees/*"))
     assert artifacts(stack, run) == {}
 
@@ -56,6 +61,9 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     assert f"[MLflow]({stack.mlflow}/#/experiments/" in shown["progress"]["description"]
     assert "| pretrain | **stale** |" in shown["plan"]["data"]
     assert stack.wait_for(run, *ENDS) == "COMPLETED"
+    wait_until(
+        lambda: stack.logs(run)[-1].startswith("Completed: run/page; "), 20, says=lambda: stack.logs(run)
+    )  # the last line is the result
     shown = artifacts(stack, run)
     page = shown["progress"]["description"]
     assert shown["progress"]["data"] == 100.0 and shown.keys() == {"plan", "progress", "summary"}
@@ -92,9 +100,9 @@ def measurable(stack, tmp_path_factory):
     return tracker
 
 
-def measure(stack, **form):
-    """A click on `evaluate`; the run's id."""
-    return stack.click("evaluate", parameters=form)
+def measure(stack, name=None, **form):
+    """A click on `evaluate`, perhaps with a Run Name; the run's id."""
+    return stack.click("evaluate", parameters=form, **({"name": name} if name else {}))
 
 
 def test_a_model_is_measured_below_the_run_that_made_it(stack, measurable):
@@ -112,7 +120,8 @@ def test_a_model_is_measured_below_the_run_that_made_it(stack, measurable):
     assert first.tags["mlflow.parentRunId"] == parent and first.experiment_id == measurable.run(parent).experiment_id
     assert "mlflow.parentRunId" not in second.tags and second.experiment_id != first.experiment_id
     assert (first.status, second.status) == ("FINISHED", "FINISHED")
-    assert (first.name, second.name) == ("by `alias` | <b>", f"models/ours on {SUITE}")
+    assert (first.name, second.name) == ("by `alias` | <b>", stack.ask(f"/flow_runs/{asked[1]}")["name"])
+    assert stack.ask(f"/flow_runs/{asked[0]}")["name"] == first.name  # a run has one name
     assert first.params["model"] == "measured version 1" and second.params["model"] == "models/ours"
     same = ("model_digest", "suite", "suite_digest", "set.squares", "sets", "evaluate.seed")
     assert [first.params[name] for name in same] == [second.params[name] for name in same]

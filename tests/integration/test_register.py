@@ -178,7 +178,15 @@ def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(pr
     first = project.register()
     tags = client(project).get_run(first.run_id).data.tags
     cached = Origin("4567def", "another-lock", "flow-2", cached_stages=("ingest", "pretrain", "package"))
-    again = register(project.config, project.outputs, VALUES, origin=cached, tracker=project.tracker, run_id=None)
+    again = register(
+        project.config,
+        project.outputs,
+        VALUES,
+        origin=cached,
+        tracker=project.tracker,
+        run_id=None,
+        outlook=registered.outlook,
+    )
     assert client(project).get_run(first.run_id).data.tags == tags  # of the run that trained
     assert (first.created, again.created) == (True, False)
     assert again.version.number == first.version.number == 1
@@ -345,11 +353,12 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project):
     card = Path(store.download_artifacts(second.run_id, CARD)).read_text()
     name = project.config.model_name
     described = description(project, second.version.number)
-    assert described.startswith(f"# {name}\n") and len(described) <= MAX_DESCRIPTION
+    assert described.startswith("**concepts/image_to_text/recall@10 70.0%; ") and len(described) <= MAX_DESCRIPTION
+    assert described.partition("\n")[0].endswith("; better than champion 0; version 2 would be promoted.**")
     for text in (card, described):
         assert "| concepts | image_to_text/recall@10 | 70.0% | 60.0% to 80.0% | 10.0% | 50.0% |" in text
         assert "champion (version 1)" in text and f'load_model("models:/{name}/2")' in text
-        assert text.split("\n\n")[1].startswith("Promote it with `align promote --version 2`")
+        assert f"## {name}\n\nPromote it with `align promote --version 2`" in text
         assert "30 of 37 pairs passed the filter" in text and "| text_too_short | 7 |" in text
         assert "opted_out" not in text  # it dropped nothing
         assert "policy `policy-diges`" in text

@@ -61,7 +61,15 @@ class Served:
         outputs = PipelineOutputs(
             root / "packaged", root / "shards", root / "reports", (), self.paths.index, self.paths.finetuned
         )
-        return register(self.project.config, outputs, VALUES, origin=ORIGIN, tracker=self.project.tracker, run_id=None)
+        return register(
+            self.project.config,
+            outputs,
+            VALUES,
+            origin=ORIGIN,
+            tracker=self.project.tracker,
+            run_id=None,
+            outlook=registered.outlook,
+        )
 
     def crown(self, version):
         """Moves the alias, as a promotion does."""

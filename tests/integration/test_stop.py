@@ -141,7 +141,7 @@ def test_ctrl_c_at_make_demo_in_training(alone):
     ("", SERVER),
     ("ingest", INGEST),
     ("pretrain", "at work on pretrain"),
-    ("", "Flow run 'data' - Finished in state Completed"),
+    ("", "Flow run 'data of r' - Finished in state Completed"),
     ("register", "at work on register"),
 ])  # fmt: skip
 def test_a_run_stops_at_each_moment_and_goes_on_there(alone, verb, when, number):

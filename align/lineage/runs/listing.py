@@ -4,6 +4,7 @@ The state of a run:
 
     finished, failed    as MLflow says
     cancelled           somebody ended it, by Ctrl-C or in Prefect's UI; the same run resumes it
+    refused             a value or the checkout was wrong, so that it did not begin
     running             its process works on this machine: it holds a lock (`align.durable.run_records`)
     killed              its process ended without a word
     unknown             MLflow says that it runs, and nothing here does: it is another machine's, or another checkout's
@@ -36,7 +37,7 @@ class Runs:
     """The runs of a checkout.
 
     Attributes:
-        problems: one line for each record of a run that could not be read.
+        problems: one line for each record of a run that could not be read, or whose end nobody has recorded.
     """
 
     def __init__(self, root: Path, health: HealthConfig) -> None:
@@ -94,14 +95,15 @@ class Runs:
             except FormatError as error:
                 self.problems.append(str(error))
                 continue
+            if seen is not None and seen[0] == "dead":
+                self.problems.append(f"{seen[1].title} was killed; `align runs --repair` ends it in Prefect and MLflow")
             if seen is not None and seen[1].mlflow_run:
                 found[seen[1].mlflow_run] = seen[0], Path(seen[1].worktree or self._root)
         return found
 
     def _run(self, tracked: TrackedRun, working: tuple[run_records.Liveness, Path] | None) -> Run:
         state = _STATES.get(tracked.status, "unknown")
-        if state == "killed" and tracked.tags.get(ENDED) == "cancelled":
-            state = "cancelled"
+        state = state if state == "unknown" else tracked.tags.get(ENDED) or state
         run = tracked_as_run(tracked, state, self._health)
         if state != "unknown":
             return replace(run, why=tracked.tags.get(WHY, ""))
@@ -110,7 +112,7 @@ class Runs:
         liveness, folder = working
         place = str(folder.relative_to(self._root) if folder.is_relative_to(self._root) else folder)
         if liveness == "dead":
-            return replace(run, state="killed", why="`align runs --repair` ends it", folder=place)
+            return replace(run, state="killed", why="its process ended without a word", folder=place)
         return replace(run, state="running", folder=place, doing=_doing(folder))
 
 
@@ -170,16 +172,11 @@ def one_lines(run: Run, pages: Pages) -> Iterator[str]:
 
 def as_json(run: Run, pages: Pages) -> dict[str, Any]:
     """For programs: the same keys for every run, with null if nothing is known."""
+    names = ("state", "branch", "commit", "folder", "doing", "why", "flow_run")
     return {
         "name": run.name,
-        "state": run.state or None,
         "time": run.when,
-        "branch": run.branch or None,
-        "commit": run.commit or None,
-        "folder": run.folder or None,
-        "doing": run.doing or None,
-        "why": run.why or None,
-        "flow_run": run.flow_run or None,
+        **{name: getattr(run, name) or None for name in names},
         "mlflow_run": run.run_id or None,
         "links": _links(run, pages),
         "params": dict(run.params),

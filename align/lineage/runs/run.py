@@ -38,10 +38,6 @@ class Measured(NamedTuple):
     high: float
     chance: float
 
-    def differs_from(self, other: Measured) -> bool:
-        """Whether the two intervals have no value in common."""
-        return self.low > other.high or self.high < other.low
-
 
 @dataclass(frozen=True)
 class Run:

@@ -14,8 +14,6 @@ from align.display.visible import cut
 from align.lineage.runs.run import CACHED, COST, HERE, HOURS, SPEED, STAGES, Run
 
 UNKNOWN = "-"
-#: After a metric whose 95 % interval has no value in common with that of run A.
-APART = "*"
 _SHOWN_DIGITS = 12
 _CHANCE = "chance"
 _DIGESTS = {"digest of the shards": "data", "digest of the model": "model", "digest of the sets": "evaluation"}
@@ -110,27 +108,14 @@ def _data(runs: Sequence[Run]) -> Table:
 def metrics_table(runs: Sequence[Run]) -> Table:
     """The main metrics with their intervals."""
     measured = [run.measured() for run in runs]
-    names = sorted({name for one in measured for name in one})
     rows = []
-    for name in names:
-        cells, chances = [], set()
-        for one in measured:
-            if name not in one:
-                cells.append(UNKNOWN)
-                continue
-            value = one[name]
-            apart = name in measured[0] and value.differs_from(measured[0][name])
-            interval = f"[{_percent(value.low)}-{_percent(value.high)}]"
-            cells.append(f"{_percent(value.value)} {interval}{APART if apart else ''}")
-            chances.add(_percent(value.chance))
-        rows.append((name, (*cells, " or ".join(sorted(chances)))))
-    compared = any(cell != UNKNOWN for _, cells in rows for cell in cells[1 : len(runs)] if cells[0] != UNKNOWN)
-    if any(cell.endswith(APART) for _, cells in rows for cell in cells):
-        note = f"{APART} its 95 % interval and A's have no value in common."
-    elif compared:
-        note = "Every 95 % interval overlaps A's: these numbers alone show no difference."
-    else:
-        note = "" if rows else "No run has a main metric."
+    for name in sorted({name for one in measured for name in one}):
+        found = [one.get(name) for one in measured]
+        shown = [
+            f"{_percent(one.value)} [{_percent(one.low)}-{_percent(one.high)}]" if one else UNKNOWN for one in found
+        ]
+        rows.append((name, (*shown, " or ".join(sorted({_percent(one.chance) for one in found if one})))))
+    note = "" if rows else "No run has a main metric."
     return Table("Main metrics in %, with 95 % intervals", (*letters(runs), _CHANCE), tuple(rows), note)
 
 

@@ -123,6 +123,11 @@ class PromotionDecision:
         }  # fmt: skip
 
 
+def told(difference: Difference) -> str:
+    """Whether a model is better than another, by both bounds; before the other's name."""
+    return "better than" if difference.low > 0 else "worse than" if difference.high < 0 else "not told apart from"
+
+
 def bound(value: float) -> str:
     """As `points`, of a bound, or of what can be found; in words beyond what a difference can be."""
     return points(value) if abs(value) < 1 else "unknown: too few concepts"

@@ -23,7 +23,7 @@ from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks
 from align.release.promotion import gates
-from align.release.promotion.decision import Compared, Gate, Outcome, PromotionDecision
+from align.release.promotion.decision import Compared, Gate, Outcome, PromotionDecision, told
 from align.release.promotion.evidence import Evidence, evidence, from_run, has, todays_sets, wanted_sets
 from align.release.promotion.slices import compared_slices
 from align.services.tracking.registry import CANDIDATE, CHAMPION, DATA_DIGEST, MODEL_DIGEST, Version
@@ -130,7 +130,8 @@ def outlook(params: Params, tracker: Tracker, candidate: Version) -> str:
         return f"a promotion would end now: {error}"
     against = "there is no champion" if champion is None else f"champion {champion.number} was measured on other sets"
     if compared is not None and champion is not None:
-        against = f"against champion {champion.number}: {gates.better(config, compared, champion.number).figure}"
+        figure = gates.better(config, compared, champion.number).figure
+        against = f"{told(compared.difference)} champion {champion.number}: {figure}"
     alarms = next(gate.figure for gate in rows if gate.name == gates.HEALTH)
     failed = [gate for gate in rows if gate.passed is False]
     now = f"would be refused: {_why_not(failed)}" if failed else "fails no gate but those over files, not asked here"

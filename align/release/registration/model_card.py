@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from align.display.report import reported
 from align.display.shares import percent
@@ -23,6 +24,8 @@ CARD = "model_card.md"
 MAX_DESCRIPTION = 5000
 #: Metrics of the card, of each set.
 _SHOWN = ("image_to_text/recall@10", "text_to_image/recall@10", "zero_shot/accuracy", "knn/accuracy")
+#: So many of them are in its first line.
+_FIRST = 3
 #: Sections of params.yaml that are the recipe.
 _RECIPE = ("model.", "pretrain.", "finetune.")
 _LIMITS = (
@@ -53,6 +56,7 @@ class ModelCard:
         origin: tags that say where it comes from.
         run: the run's page, or its id.
         champion: the champion when it was registered, if any.
+        verdict: what a promotion would have said then, in a sentence; empty: it is not known yet.
         number: of the version, once it has one.
     """
 
@@ -63,6 +67,7 @@ class ModelCard:
     run: str
     champion: Champion | None
     number: int | str = "VERSION"
+    verdict: str = ""
 
     def markdown(self) -> str:
         """The whole card."""
@@ -77,8 +82,9 @@ class ModelCard:
         return _joined([*kept, left_out])
 
     def _sections(self) -> Iterator[str]:
-        yield self._what()
+        yield self._first()
         yield "## Measured\n\n" + self._metrics()
+        yield self._what()
         yield "## Use\n\n" + self._use()
         yield "## Data\n\n" + self._data()
         yield "## Limits\n\n" + "\n".join(f"* {line}" for line in _LIMITS)
@@ -88,6 +94,11 @@ class ModelCard:
             "their own, and stay with their owners; `align trace` says where each comes from, and `align opt_out` "
             "takes one out."
         )
+
+    def _first(self) -> str:
+        figures = [f"{name}/{metric} {_share(value)}" for name, metric, value, *_ in self._rows()[:_FIRST]]
+        said = f"{', '.join(figures) or 'Nothing was measured'}{f'; {self.verdict}' if self.verdict else ''}"
+        return f"**{plain_markdown(said)}.**"
 
     def _what(self) -> str:
         tags = self.results.tags() | dict(self.origin)
@@ -107,12 +118,13 @@ class ModelCard:
         }
         digests = [f"{word} `{plain_markdown(tags[tag])[:12]}`" for tag, word in names.items() if tags.get(tag)]
         lines.append(f"{', '.join(digests)}; run: {plain_markdown(self.run)}")
-        return f"# {plain_markdown(self.name)}\n\n" + "\n\n".join(lines)
+        return f"## {plain_markdown(self.name)}\n\n" + "\n\n".join(lines)
+
+    def _rows(self) -> list[tuple[Any, ...]]:
+        return [row for ending in _SHOWN for row in measured(self.results.metrics, ending)]
 
     def _metrics(self) -> str:
-        ours = self.results.metrics
-        rows = [row for ending in _SHOWN for row in measured(ours, ending)]
-        if not rows:
+        if not (rows := self._rows()):
             return "Nothing was measured."
         head = ["set", "metric", "value", "95 % interval", "chance"]
         if self.champion:

@@ -19,7 +19,7 @@ import argparse
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,12 +199,16 @@ _REGISTERS = "align.registers"
 
 @dataclass(frozen=True)
 class Registration:
-    """What `register` did. `created` is False if the model was registered before; `mlflow` is MLflow's address."""
+    """What `register` did. `created` is False if the model was registered before; `mlflow` is MLflow's address.
+
+    `verdict` is what a promotion would say of the version now.
+    """
 
     version: Version
     created: bool
     run_id: str
     mlflow: str
+    verdict: str
 
 
 def register(
@@ -215,6 +219,7 @@ def register(
     origin: Origin,
     tracker: Tracker | None,
     run_id: str | None,
+    outlook: Callable[[Tracker, Version], str],
 ) -> Registration:
     """Completes a run and registers the model.
 
@@ -226,6 +231,7 @@ def register(
         tracker: MLflow; None takes the one of the environment, once everything is read: a folder in which nothing has
             run gets no mlflow.db.
         run_id: a run that the caller ends; None takes the finished run with these results, or starts and ends one.
+        outlook: says of a version what a promotion would say of it, in a sentence.
 
     Raises:
         DataError: something to register is missing, or the verdict is on other data.
@@ -255,11 +261,16 @@ def register(
             for folder in outputs.report_folders():
                 log_report(tracker, run, folder, headline(values), outputs.shards)
             tracker.log_tables(run, tables(outputs.report_folders()))
-        version, created = _version(tracker, run, config.model_name, outputs, results, origin)
+        version, card = _version(tracker, run, config.model_name, outputs, results, origin)
         if outputs.index is not None and outputs.finetuned is not None:
             log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
         sign(tracker, version, outputs.packaged)
         tracker.registry.set_alias(version, CANDIDATE)
+        verdict = outlook(tracker, version)
+        if card is not None:  # MLflow has chosen its number
+            card = replace(card, number=version.number, verdict=verdict)
+            tracker.registry.describe(version, card.description())
+            tracker.log_text(run, card.markdown(), CARD)
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
         if ends_here:
@@ -267,7 +278,7 @@ def register(
         raise
     if ends_here:
         tracker.end_run(run)
-    return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
+    return Registration(version, card is not None, run, tracker.uri, verdict)
 
 
 def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:
@@ -293,15 +304,15 @@ def _run_with(tracker: Tracker, config: RegisterConfig, condition: str) -> str |
 
 def _version(
     tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, results: Results, origin: Origin
-) -> tuple[Version, bool]:
-    """The version with this model digest, and whether it is new.
+) -> tuple[Version, ModelCard | None]:
+    """The version with this model digest, and the card of a new one.
 
-    A new one has everything that it needs from the start, but for its number in the card.
+    A new one has everything that it needs from the start, but for its number and the verdict in the card.
     """
     tags = results.tags() | origin.tags()
     version = tracker.registry.find_version(model, MODEL_DIGEST, tags[MODEL_DIGEST])
     if version is not None:
-        return version, False
+        return version, None
     tracker.log_folder(run, outputs.packaged, MODEL_ARTIFACT)
     champion = tracker.registry.version_at(model, CHAMPION)
     compared = Champion(champion.number, all_metrics(tracker, champion.run_id)) if champion else None
@@ -311,10 +322,7 @@ def _version(
     tracker.log_text(run, croissant(model, manifest, outputs), CROISSANT)
     tracker.log_text(run, sources(model, manifest, outputs), SOURCES)
     version = tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description())
-    card = replace(card, number=version.number)  # which MLflow chooses
-    tracker.registry.describe(version, card.description())
-    tracker.log_text(run, card.markdown(), CARD)
-    return version, True
+    return version, card
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -330,6 +338,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             origin=origin,
             tracker=None,
             run_id=current_run_id(),
+            outlook=lambda tracker, version: args.outlook(params, tracker, version),
         )
     version = done.version
     try:
@@ -342,7 +351,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         except Exception as error:  # noqa: BLE001 - whatever fails, the version is registered
             say(f"note: no lineage page: {error}; `align trace {version.name}/{version.number} --html FILE` draws it")
     say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
-    show(f"{VERDICT}{args.outlook(params, Tracker(), version)}")
+    show(f"{VERDICT}{done.verdict}")
     how = "registered" if done.created else "registered before: the model is the same"
     digest = version.tags[MODEL_DIGEST]
     show(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")

@@ -32,9 +32,9 @@ from align.services.tracking.tracked_run import TrackedRun, run_address, runs_ad
 
 #: A tag of a run: the Prefect flow run that it belongs to, by its id.
 FLOW_RUN = "align.flow_run"
-#: A run that MLflow calls KILLED ended by itself: somebody cancelled or suspended it.
+#: How a run ended that MLflow only calls KILLED or FAILED: it was `cancelled`, or `refused` before it began.
 ENDED = "align.ended"
-#: Why a run failed, in a line; the branch that it became, and its commit; the stages that came from DVC's cache.
+#: Why a run has no result, in a line; the branch that it became, and its commit; the stages that came from DVC's cache.
 WHY, BRANCH, REVISION, CACHED_STAGES = "align.why", "align.branch", "align.git_revision", "cached_stages"
 #: MLflow's own tags: of a run that is listed below another, the other; what started a run, such as EVALUATION.
 PARENT, SOURCE = "mlflow.parentRunId", "mlflow.source.name"

@@ -43,10 +43,32 @@ def test_what_people_type_is_words_and_nothing_else(judged, given, words):
 
 def test_the_page_is_the_one_that_promote_wrote(tmp_path):
     decision = {"outcome": "refused", "reason": "worse\x1b[2J", "candidate": 3, "champion": None}
-    assert decision_page(decision) == ("**refused**: version 3; the champion: none\n\n```\nworse\\u001b[2J\n```")
+    assert decision_page(decision) == r"**refused**: worse\\u001b\[2J"
     (tmp_path / "promotion.md").write_text("| gate |")
     assert decision_page(decision | {"page": f"{tmp_path}/promotion.html"}) == "| gate |"
-    assert "version 3" in decision_page(decision | {"page": f"{tmp_path}/gone/promotion.html"})
+    assert "worse" in decision_page(decision | {"page": f"{tmp_path}/gone/promotion.html"})
+
+
+def test_the_form_is_one_sentence_one_link_and_three_fields(monkeypatch):
+    client, shown, asked = Prefect([run(created=datetime.now(UTC))]), [], []
+    use(monkeypatch, client)
+    monkeypatch.setattr(module, "put_markdown", lambda key, about, text: shown.append(text) or "a1")
+
+    def suspend(wait_for_input, key):
+        asked.append(wait_for_input)
+        raise RuntimeError("it waits")
+
+    monkeypatch.setattr(module, "suspend_flow_run", suspend)
+    with pytest.raises(RuntimeError, match="it waits"):
+        module.approve.fn(JUDGED.model_copy(update={"why": "mean of *a* is 4.3%", "page": "| gate |"}))
+    assert asked[0]._description == (
+        r"Make version 3 the champion in place of version 1: mean of \*a\* is 4.3%? "
+        "[All gates and figures](../../artifacts/artifact/a1)"
+    )
+    assert "| gate |" in shown[0] and shown[0].startswith("Until ")
+    fields = Answer.model_json_schema()["properties"]
+    assert [one["title"] for one in fields.values()] == ["Decision", "Your name", "Why"]
+    assert not any("description" in one for one in fields.values())  # a line each
 
 
 class Prefect:

@@ -42,6 +42,11 @@ class Logged:
     def log_params(self, run_id, params):
         self.started[-1].params |= {name: param_text(value) for name, value in params.items()}
 
+    def page(self, run_id, server):
+        return None
+
+    runs_page = page
+
     def watched(self, run_id):
         return nullcontext()
 
@@ -67,7 +72,10 @@ def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(ru
     tracker.log_params("r", {"set.photos": "digest"})  # it had come that far
     with mlflow_run.mlflow_run(run) as opened:
         assert opened.run_id == "r"
-    assert tracker.states == ["cancelled", "KILLED", "RUNNING", "FINISHED"] and len(tracker.started) == 1
+    assert (
+        tracker.states == ["cancelled", "cancelled in Prefect", "KILLED", "RUNNING", "FINISHED"]
+        and len(tracker.started) == 1
+    )
     with mlflow_run.mlflow_run(run.model_copy(update={"tags": {"align.arm": "base"}})):
         assert len(tracker.started) == 2
     monkeypatch.setattr(mlflow_run, "known_params", lambda params: {"model": "other"})
@@ -84,6 +92,14 @@ def test_a_run_that_fails_says_why_in_mlflow(run, tracker):
         with pytest.raises(type(error)), mlflow_run.mlflow_run(run):
             raise error
         assert tracker.states[-2:] == [why, "FAILED"]
+
+
+def test_a_run_that_is_refused_before_it_begins_is_listed_with_the_reason(run, tracker):
+    mlflow_run.record_refused(run.root, "wrong", DataError("no such\nparameter"))
+    assert tracker.started[0].tags == {ENDED: "refused", WHY: "no such parameter"} and tracker.states == ["FAILED"]
+    (run.root / "params.yaml").unlink()
+    mlflow_run.record_refused(run.root, "wrong", DataError("no params.yaml"))  # raises nothing in its place
+    assert len(tracker.started) == 1
 
 
 def test_each_stage_is_in_mlflow_when_it_has_ended(run, tmp_path, monkeypatch, empty_mlflow):
@@ -111,7 +127,9 @@ def test_each_stage_is_in_mlflow_when_it_has_ended(run, tmp_path, monkeypatch, e
     made = tracker.run(opened.run_id)
     assert made.status == "KILLED" and made.tags[ENDED] == "cancelled"
     assert made.name == "n-2" and made.tags[BRANCH] == "run/n-2" and made.tags["align.data_digest"] == "d"
-    assert (made.tags[REVISION], made.tags[CACHED_STAGES]) == ("abc", "filter, shard") and WHY not in made.tags
+    assert (made.tags[REVISION], made.tags[CACHED_STAGES]) == ("abc", "filter, shard") and made.tags[
+        WHY
+    ] == "cancelled in Prefect"
     assert made.metrics == {"filter/keep_rate": 0.5}
     assert all_metrics(tracker, opened.run_id) == {"filter/keep_rate": 0.5, "shard/keep_rate": 0.5}
     assert tracker.artifact(opened.run_id, "reports/shard/report.json", tmp_path)

@@ -1,14 +1,17 @@
-"""The name of a run: the request's, or the one that a person typed as Prefect's own."""
+"""The name of a run: the request's, or the one that a person typed as Prefect's own; and the last line of its log."""
 
-from uuid import uuid4
+import logging
+from types import SimpleNamespace
+from uuid import UUID, uuid4
 
 import pytest
 
-from align.errors import ConfigError
+from align.errors import ConfigError, DataError
 from align.services.git import git
 from flows import pipeline
 from flows.pipeline import name_of
 from flows.request import Request
+from flows.run import record
 
 
 @pytest.fixture(name="repo")
@@ -54,3 +57,29 @@ def test_a_name_that_a_program_asked_for_is_shown_in_prefect(repo, typed, monkey
     monkeypatch.setattr(pipeline, "get_client", lambda **_: Client())
     assert name_of(repo, Request(name="wide")) == "wide"
     assert renamed == ([] if typed == "wide" else ["wide"])
+
+
+@pytest.mark.parametrize(("state", "said"), [
+    (SimpleNamespace(name="Completed", message=None, data=SimpleNamespace(result="a table\nit is the champion")),
+     "Completed: it is the champion"),
+    (SimpleNamespace(name="Failed", message="no such host", data=None), "Failed: no such host"),
+    (DataError("no such\nhost"), "Failed: no such host"),
+], ids=["result", "message", "error"])  # fmt: skip
+def test_the_last_line_of_a_run_is_the_reason(state, said, monkeypatch, tmp_path):
+    run = str(uuid4())
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", run)
+    monkeypatch.chdir(tmp_path)
+    if isinstance(state, Exception):
+        with pytest.raises(DataError), record.in_progress("x"):
+            raise state
+        state = SimpleNamespace(name="Failed", message="Flow run encountered an exception: DataError", data=None)
+    record.end_record(None, SimpleNamespace(id=UUID(run)), state)
+
+    def shown(message, flow_run_id):
+        line = logging.makeLogRecord({"msg": message, "flow_run_id": flow_run_id})
+        return line.getMessage() if record._ONE_LINE.filter(line) else None
+
+    assert shown("Running hook 'end_record' in response to entering state 'Completed'", run) is None
+    assert shown("Hook 'end_record' finished running successfully", run) is None
+    assert shown("Finished in state Completed()", "of a sub-flow") == "Finished in state Completed()"
+    assert shown("Finished in state Completed()", run) == said

@@ -40,7 +40,8 @@ RUNS = {
     "now": (0.004, {}, None),
     "gone": (0.004, {}, None),
     "theirs": (0.004, {}, None),
-    "stopped": (0.004, {ENDED: "cancelled"}, "KILLED"),
+    "stopped": (0.004, {ENDED: "cancelled", WHY: "stopped by SIGINT in pretrain"}, "KILLED"),
+    "odd": (0.004, {ENDED: "refused", WHY: "filter.min_words = 'x'"}, "FAILED"),
     "killed": (0.004, {}, "KILLED"),
     "measured": (0.004, {SOURCE: EVALUATION}, "FINISHED"),
 }
@@ -94,7 +95,7 @@ def test_every_run_with_its_state(capsys):
     by_name = {run["name"]: run for run in answer["runs"]}
     assert {name: run["state"] for name, run in by_name.items()} == {
         "demo": "finished", "demo-2": "finished", "wide": "failed", "now": "running", "gone": "killed",
-        "theirs": "unknown", "stopped": "cancelled", "killed": "killed",
+        "theirs": "unknown", "stopped": "cancelled", "killed": "killed", "odd": "refused",
     }  # fmt: skip
     assert [run["doing"] for run in answer["runs"] if run["doing"]] == [by_name["now"]["doing"]]
     assert answer["params_that_differ"] == [RATE]
@@ -106,7 +107,9 @@ def test_every_run_with_its_state(capsys):
     assert second["costs"] == {"pretrain/device_hours": 1.5, "finetune/device_hours": "cached"}
     assert by_name["demo"]["digests"] == {"data": "d" * 64}
     assert by_name["wide"]["costs"]["pretrain/device_hours"] == 1.5  # a run that failed cost something, too
-    assert by_name["gone"]["why"] == "`align runs --repair` ends it"
+    assert by_name["gone"]["why"] == "its process ended without a word"
+    assert by_name["stopped"]["why"] == "stopped by SIGINT in pretrain"
+    assert (by_name["odd"]["state"], by_name["odd"]["why"]) == ("refused", "filter.min_words = 'x'")
 
 
 def test_the_table(capsys, monkeypatch):
@@ -114,20 +117,22 @@ def test_the_table(capsys, monkeypatch):
         runs, "running_services", lambda root: {"prefect": {"url": "http://p"}, "mlflow": {"url": "http://m"}}
     )
     assert main(["runs"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "runs: run 'gone' was killed; `align runs --repair` ends it in Prefect and MLflow" in err
+    assert "stopped by SIGINT in pretrain" in out and "filter.min_words = 'x'" in out
     heads = [line.split()[:3] for line in out.split("\n\n")[0].splitlines()]
     now = heads.pop(1 + next(row for row, head in enumerate(heads) if head[1] == "now"))
     assert now == ["2", "min", "left;"] and "left; pretrain: step 20 of 80, loss 5.310\n" in out
-    assert sorted(head[0] for head in heads) == list("ABCDEFGH")
+    assert sorted(head[0] for head in heads) == list("ABCDEFGHI")
     assert ["demo-2", "finished"] in [head[1:] for head in heads] and ["now", "running"] in [head[1:] for head in heads]
     assert RATE in out and "pretrain.seed" not in out and "60.0 [50.0-70.0]" in out and "1:30:00" in out
     assert "the loss\\u001b[31m is inf" in out
     assert "http://p/runs/flow-run/f0  http://m/#/experiments/" in out
-    assert out.count("http://m/") == out.count("?workflowType=machine_learning") == 8  # the pages for training
+    assert out.count("http://m/") == out.count("?workflowType=machine_learning") == 9  # the pages for training
     assert max(map(len, out.split("Links")[0].splitlines())) <= 100
     assert main(["runs", "--last", "2"]) == 0
     out = capsys.readouterr().out
-    assert "6 older ones are not shown; --last 8 shows all" in out
+    assert "7 older ones are not shown; --last 9 shows all" in out
     assert main(["runs", "--last", "1"]) == 0  # nothing differs, and no empty table says so
     assert "Parameters" not in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from align.display.console import PROGRESS_VARIABLE, say, track
 from align.display.progress import Work, describe, read_said
 from flows.dag import Stage
 from flows.pages import progress
-from flows.pages.progress import at_stage, put_markdown
+from flows.pages.progress import of_run, put_markdown
 from flows.run.context import RunContext, child_environment, progress_file
 from tests.support import wait_until
 
@@ -84,10 +84,18 @@ def test_time_left_is_by_the_rate_of_the_stage():
     assert Work(done=9, total=3, per_s=1.0).percent == 100.0 and Work(done=0, total=9, per_s=0.0).left_s is None
 
 
-def test_a_stage_s_progress_says_which_of_the_run_s_it_is():
-    work = Work(line="fit_tokenizer: 1 of 4", done=1, total=4)
-    assert at_stage(work, STAGES).line == f"stage 2 of 2, {work.line}"
-    assert at_stage(Work(line="evaluate: 1 of 4"), STAGES).line == "evaluate: 1 of 4"
+@pytest.mark.parametrize(("line", "expected", "left"), [
+    ("ingest: 1 of 4", {"ingest": 80.0, "fit_tokenizer": 540.0}, "about 10 min"),
+    ("ingest: 1 of 4", {"ingest": 80.0}, "about 1 min"),  # the other comes from the cache
+    ("ingest: 1 of 4", {"ingest": 80.0, "fit_tokenizer": None}, "more than 1 min"),
+    ("ingest: begins", {"ingest": 60.0, "fit_tokenizer": 540.0}, "about 10 min"),
+    ("ingest: begins", {"ingest": None}, ""),
+])  # fmt: skip
+def test_a_stage_s_progress_says_which_of_the_run_s_it_is_and_what_is_left_of_all(line, expected, left):
+    work = Work(line=line, per_s=0.05, **({"done": 1, "total": 4} if "of" in line else {}))
+    found, said = of_run(work, STAGES, expected)
+    assert found.line == f"stage 1 of 2, {line}" and said == (f"; the whole run: {left} left" if left else "")
+    assert of_run(Work(line="evaluate: 1 of 4"), STAGES, expected) == (Work(line="evaluate: 1 of 4"), "")
 
 
 def test_the_commands_of_a_run_know_the_file(tmp_path):

@@ -112,7 +112,7 @@ def test_what_a_promotion_would_say_is_told_without_measuring_or_moving_anything
     worse = model.candidate(0.45)
     trained_with_alarms(model, worse)
     said = outlook(worse)
-    assert said.startswith("against champion 1: −5.0 points, 95% lower bound −")
+    assert said.startswith("worse than champion 1: −5.0 points, 95% lower bound −")
     assert "health alarms: finetune ended with effective rank out of bounds; a promotion now would be refused" in said
     assert model.aliases() == {"champion": 1, "candidate": 2}
     assert "promote.metrics names the set 'sketches'" in judge.outlook(

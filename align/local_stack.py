@@ -224,7 +224,7 @@ def start_server(root: Path, name: str, url: str, env: Mapping[str, str]) -> dic
 
 def start(root: Path, name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
     """Starts a program that outlives this one, with a log of its own; returns what SERVICES_FILE has of it."""
-    from align.web.connections import shorten
+    from align.web.server import shorten
 
     log = root / LOGS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -37,15 +37,13 @@ if TYPE_CHECKING:
 
 #: Addresses that only this machine reaches.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_GRACE_S = 10  # requests in flight at the end
-_HEAD_TIMEOUT_S = 10.0  # until when a request's head must be here, and until when a client must read
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align serve`: serves until it is told to stop."""
     from align.search.service.app import POLICY, make_app
     from align.search.service.limits import Limits
-    from align.web.connections import Bounds, listening, server
+    from align.web.server import require_free, serve
 
     port = args.port or _number(os.environ.get("ALIGN_SEARCH_PORT", str(PORT)))
     bind = os.environ.get("ALIGN_SERVER_BIND", HOST)
@@ -58,25 +56,20 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(f"{TRUST} is set, and only registered models are signed: serve the champion, or unset it")
     if login and ":" not in login:
         raise ConfigError("ALIGN_SEARCH_LOGIN: expected user:password")
-    socket = listening(bind, port)
+    require_free(bind, port)  # before minutes of loading
     config = params.section(ServeConfig)
     own = args.local or args.index is not None or args.model is not None
     if own and args.ready:
         raise ConfigError("serve: give --ready alone, or --local, --index and --model")
     service = _service(params, _own_paths(params, args) if own else None, args.ready)
-    app = Limits(make_app(service), config, service.requests, service.buckets)
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
+    app = Limits(make_app(service), config, service.requests, by_client=not names)  # a proxy is one client
     guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
     show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
     try:
-        of_address = None if names else config.max_connections // 2  # a proxy is one address
-        bounds = Bounds(config.max_connections, of_address, _HEAD_TIMEOUT_S)
         log = os.environ.get("ALIGN_SERVER_LOG")
-        made = server(
-            guard, bounds, log=Path(log) if log else None, server_header=False, timeout_graceful_shutdown=_GRACE_S
-        )
-        made.run(sockets=[socket])
+        serve(guard, bind, port, max_connections=config.max_connections, log=Path(log) if log else None)
     finally:
         service.close()
 
@@ -125,12 +118,9 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
 
 def _loaded(release: Release, folders: Folders) -> Served:
     from align.search.service.served import load, require_quick
-    from align.web.connections import keep_for_good
 
     require_quick(folders.model)
-    served = load(release, folders)
-    keep_for_good()
-    return served
+    return load(release, folders)
 
 
 class _PairOf:

@@ -44,7 +44,7 @@ from align.local_stack import (
 )
 from align.services.tracking.tracked_run import TRAINING, runs_address
 from align.web import HOST
-from align.web.connections import shorten
+from align.web.server import shorten
 
 POOL = WORKER = "local"
 WORKER_LIMIT = 2  # runs at a time, each in a worktree of its own; more would only share the same cores

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from align.errors import ServiceError
 from align.local_stack import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services.tracking.address import WHO
 from align.services.tracking.database import artifacts_beside, make_private, require_here, require_whole
@@ -32,8 +33,8 @@ POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-a
 
 #: The header in which a proxy names the person.
 PERSON = "x-forwarded-user"
-#: At a time, and how long one waits for the head of a request.
-_CONNECTIONS, _WAIT_S = 1000, 10.0
+#: At a time.
+_CONNECTIONS = 4096
 
 
 def prefect_app() -> App:
@@ -135,7 +136,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
 def main(argv: list[str]) -> None:
     """Serves until it is told to stop."""
-    from align.web.connections import Bounds, keep_for_good, listening, server
+    from align.web.server import serve
 
     name, port = argv[0], int(argv[1])
     root = Path.cwd()
@@ -156,14 +157,11 @@ def main(argv: list[str]) -> None:
     else:
         reader = login(root, READER_LOGIN_FILE)
         guard = Guard(mlflow_app(root), port, login(root), policy=POLICY, login_of=f"in {LOGIN_FILE}", reader=reader)
-    keep_for_good()
-    bounds = Bounds(_CONNECTIONS, None if names else _CONNECTIONS // 2, _WAIT_S)  # a proxy is one address
-    log = os.environ.get("ALIGN_SERVER_LOG")
-    made = server(guard, bounds, log=Path(log) if log else None)
-    with suppress(KeyboardInterrupt):
-        made.run(sockets=[listening(os.environ.get("ALIGN_SERVER_BIND", HOST), port)])
-    if not made.started:
-        sys.exit(1)
+    bind, log = os.environ.get("ALIGN_SERVER_BIND", HOST), os.environ.get("ALIGN_SERVER_LOG")
+    try:
+        serve(guard, bind, port, max_connections=_CONNECTIONS, log=Path(log) if log else None)
+    except ServiceError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

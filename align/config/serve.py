@@ -21,8 +21,7 @@ class ServeConfig(Section):
         max_body_bytes: of a request with a picture.
         request_timeout_s: until when a request must have its answer, counted from its head.
         max_image_pixels: of a query's picture, by its header.
-        max_requests_per_s: of one client, on average; None: no limit. A picture that is shown counts as a tenth.
-        max_connections: at a time; a new one takes the place of one that waits.
+        max_connections: at a time; more wait.
     """
 
     section: ClassVar[str] = "serve"
@@ -33,5 +32,4 @@ class ServeConfig(Section):
     max_body_bytes: Annotated[int, Field(ge=1024)]
     request_timeout_s: Seconds
     max_image_pixels: Annotated[int, Field(ge=1, le=100_000_000)]
-    max_requests_per_s: Annotated[float, Field(gt=0)] | None
     max_connections: Count

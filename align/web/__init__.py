@@ -4,7 +4,7 @@ addresses      URLs in normal form, and the addresses that sockets may be opened
 connection     one request of ours on libcurl, within bounds
 failure        what went wrong, and whether a retry can help
 guard          the host names, origins and logins that a server of ours answers
-connections    bounds of its connections, in number and in time
+server         serves an application on granian, within bounds
 
 What a request may reach or cost comes in, whoever sends it. What to ask and when is in `ingest/download` and
 `services/files`, and what a server answers is its own.

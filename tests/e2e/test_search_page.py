@@ -47,7 +47,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     pages = {f"{first}{key[1:]}": page for key, (page, _) in ADDRESSES.items() for first in "01"}
     colour_index.build(root, pages=pages)
-    with served.service(root, served.served(root), max_requests_per_s=None) as service:
+    with served.service(root, served.served(root)) as service:
         service._pair_of = pair_of
         yield service
 

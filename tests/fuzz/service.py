@@ -1,10 +1,9 @@
-"""The search service as its connections see it: any bytes, in one connection."""
+"""The search service as its connections see it: any bytes, in one connection to a server of its own."""
 
-import asyncio
 import os
 import re
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 _PORT = 4300
 #: What the answers begin with; a refusal has a line of JSON.
@@ -28,47 +27,30 @@ def service(folder):
 
 
 def _started(folder):
-    from uvicorn.server import ServerState
-
-    from align.search.service.app import POLICY, make_app
-    from align.search.service.limits import Limits
-    from align.web import connections
-    from align.web.guard import Guard
     from tests.support import served
+    from tests.support.mlflow_server import free_port
 
     stack = ExitStack()
-    made = stack.enter_context(served.service(folder, served.served(folder), max_requests_per_s=None))
-    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), _PORT, policy=POLICY)
-    bounds = connections.Bounds(made.config.max_connections, None, _WAIT_S)
-    config = connections.server(app, bounds, lifespan="off", log_config=None).config
-    config.load()
-    loop = asyncio.new_event_loop()
-
-    async def answered(data):
-        theirs, ours = socket.socketpair()
-        ours.setblocking(False)
-        state, said, protocol = ServerState(), b"", vars(config)["http_protocol_class"]
-        transport, connection = await loop.connect_accepted_socket(lambda: protocol(config, state, {}, loop), theirs)
-        try:
-            async with asyncio.timeout(_WAIT_S):  # it may wait for the rest of a body
-                await loop.sock_sendall(ours, data)
-                await asyncio.sleep(0.001)
-                while not connection.is_idle:
-                    await asyncio.sleep(0.001)
-            while block := ours.recv(1 << 16):
-                said += block
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError, TimeoutError):  # no more is said
-            pass
-        finally:
-            transport.abort()
-            ours.close()
-            await asyncio.gather(*state.tasks, return_exceptions=True)
-        return said
+    made = stack.enter_context(served.service(folder, served.served(folder)))
+    claim, port = free_port()
+    stack.enter_context(claim)
+    stack.enter_context(served.serving(served.guarded(made, _PORT), port))
 
     def run(data, _=stack):
-        said = loop.run_until_complete(answered(data))
+        said = _answered(port, data)
         for status in _STATUS.findall(said):
             assert int(status) != 500, said[:500]
         assert b"Traceback" not in said, said[:500]
 
     return run
+
+
+def _answered(port, data):
+    said = b""
+    with socket.create_connection(("127.0.0.1", port)) as one, suppress(OSError):  # no more is said
+        one.settimeout(_WAIT_S)
+        one.sendall(data)
+        one.shutdown(socket.SHUT_WR)
+        while block := one.recv(1 << 16):
+            said += block
+    return said

@@ -93,7 +93,7 @@ def serving(world):
     """A server on a free port; its address."""
     store = StoreConfig.model_validate(load_params().values["store"])
     service = SearchService(
-        limits(max_requests_per_s=None), text_weight=2.0, champion=world.champion,
+        limits(), text_weight=2.0, champion=world.champion,
         pictures=Pictures(world.paths.shards, store), pair_of=pair_of,
     )  # fmt: skip
     try:

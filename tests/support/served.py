@@ -1,7 +1,8 @@
 """A search service over one-coloured pictures, without a server or a model: what it should find is plain to see."""
 
+import asyncio
+import socket
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,9 @@ from align.search.service.served import Folders, Pictures, Release, Served
 from align.search.service.service import SearchService
 from align.search.service.take_downs import TakeDowns
 from align.services.vector_index import VectorIndex
-from align.web import connections
-from align.web.connections import Bounds
 from align.web.guard import Guard
-from tests.support import ROOT
+from align.web.server import serve_until
+from tests.support import ROOT, wait_until
 from tests.support.colours import ColourEncoder
 from tests.support.mlflow_server import free_port
 from tests.support.params import load_params
@@ -103,7 +103,7 @@ def service(root, first, policy=ROOT / "data/policy", **values):
     made = SearchService(
         limits(**values), text_weight=2.0, champion=champion, pictures=Pictures(root / "shards", store), pair_of=pair_of
     )
-    made._decoders._timeout_s = 200.0  # a busy machine takes its time
+    made.decoders._timeout_s = 200.0  # a busy machine takes its time
     try:
         yield made
     finally:
@@ -114,17 +114,35 @@ def service(root, first, policy=ROOT / "data/policy", **values):
 def listening(made):
     """A server on a free port of loopback; its address."""
     claim, port = free_port()
-    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), port, policy=POLICY)
-    bounds = Bounds(made.config.max_connections, of_address=None, wait_s=10.0)
-    server = connections.server(app, bounds)
-    taken = connections.listening("127.0.0.1", port)
-    thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
+    with serving(guarded(made, port), port, max_connections=made.config.max_connections):
         yield f"http://127.0.0.1:{port}"
+    claim.close()
+
+
+def guarded(made, port):
+    """A service as `align serve` puts it together."""
+    return Guard(Limits(make_app(made), made.config, made.requests), port, policy=POLICY)
+
+
+@contextmanager
+def serving(app, port, **options):
+    """A server of an application in a thread."""
+    loop, ended = asyncio.new_event_loop(), asyncio.Event()
+    options = {"max_connections": 100} | options
+    thread = threading.Thread(
+        target=loop.run_until_complete, args=(serve_until(ended, app, "127.0.0.1", port, **options),), daemon=True
+    )
+    thread.start()
+    wait_until(lambda: accepts(port), 60, alive=thread.is_alive)
+    try:
+        yield
     finally:
-        server.should_exit = True
+        loop.call_soon_threadsafe(ended.set)
         thread.join()
-        claim.close()
+        loop.close()
+
+
+def accepts(port):
+    """Whether something takes connections."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0

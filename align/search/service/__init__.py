@@ -4,10 +4,9 @@ served       a model and its index, checked to belong together
 champion     which pair that is, by the registry's alias or by this checkout; the swap
 take_downs   which pictures are as if they were not in the index
 fetched      a registered version's model and index on this disk
-batching     queries that come at once are embedded at once
-turns        a client that sends much waits longer, others do not
+model_queue  queries that come at once are embedded at once
 queries      what a request asks, as vectors, filters and pages
-uploads      decodes foreign pictures in a process that may be killed
+decode       decodes foreign pictures in a process that may be killed
 limits       bodies, clients, time; counts of requests
 answers      the types of requests and answers
 app          the endpoints

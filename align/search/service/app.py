@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from align.search.service.answers import (
     SearchQuery,
     StartAnswer,
 )
-from align.search.service.batching import Work
+from align.search.service.model_queue import Work
 from align.search.service.queries import (
     answer,
     bounded,
@@ -56,7 +57,6 @@ POLICY = (
     b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _NO_TELEMETRY: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
-_COST_OF_TEXT = 0.1  # a request's cost for embedding one
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -64,7 +64,10 @@ _TYPES = {
     ".css": "text/css; charset=utf-8",
 }
 #: With 4XX, FastAPI does not add 422, which it would answer itself.
-_WRONG = {"model": Refusal, "description": "400: wrong; 404: no such picture; 413: too large; 429: see Retry-After"}
+_WRONG = {
+    "model": Refusal,
+    "description": "400: wrong; 404: no such picture; 411, 413: a body without length, or too long",
+}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": _WRONG,
     503: {"model": Refusal, "description": "Busy, or nothing to serve yet; see Retry-After"},
@@ -120,18 +123,17 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         return await _search(service, request, _asked(request), await request.body())
 
     @app.get("/start", response_model=StartAnswer, responses=_REFUSALS, summary="Some pictures")
-    async def begin(request: Request) -> Response:
+    async def begin() -> Response:
         """What a page begins with: pictures evenly over the index, an example, the columns of a catalogue."""
         served = service.served()
-        return _json(await service.apart(_client(request), lambda: start(served)))
+        return _json(await asyncio.to_thread(start, served))
 
     @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings of texts")
-    async def embed(request: Request, asked: EmbedRequest) -> Response:
+    async def embed(asked: EmbedRequest) -> Response:
         """Embeddings by the model that is served."""
         for text in asked.texts:
             require_text(text, "texts")
-        service.buckets.take(_client(request), _COST_OF_TEXT * len(asked.texts))
-        return await embedded(request, service.served(), asked.texts, [])
+        return await embedded(service.served(), asked.texts, [])
 
     @app.post(
         "/embed/image",
@@ -143,16 +145,14 @@ def _searches(app: FastAPI, service: SearchService) -> None:
     async def embed_upload(request: Request) -> Response:
         """The same; the body is the picture's file."""
         served = service.served()
-        crop = await service.decoded(_client(request), await request.body(), served)
-        return await embedded(request, served, [], [crop])
+        crop = await service.decoded(await request.body(), served)
+        return await embedded(served, [], [crop])
 
-    async def embedded(
-        request: Request, served: Served, texts: Sequence[str], crops: Sequence[NDArray[np.uint8]]
-    ) -> Response:
+    async def embedded(served: Served, texts: Sequence[str], crops: Sequence[NDArray[np.uint8]]) -> Response:
         def finish(*rows: NDArray[np.float32]) -> EmbedAnswer:
             return EmbedAnswer(served=version(served), embeddings=np.concatenate(rows).tolist())
 
-        return _json(await service.batcher.do(Work(served, texts, crops, finish, _client(request))))
+        return _json(await service.model.do(Work(served, texts, crops, finish)))
 
 
 def _asked(request: Request) -> SearchQuery:
@@ -165,20 +165,16 @@ async def _search(service: SearchService, request: Request, query: SearchQuery, 
     require_one_question(query, has_image=image is not None)
     if (end := query.offset + query.limit) > MAX_RESULTS:
         raise DataError(f"offset + limit: {end:,}; results end at {MAX_RESULTS:,}")
-    served, client = service.served(), _client(request)
-    allowed = await service.allowed(client, served, query)
-    crops = [] if image is None else [await service.decoded(client, image, served)]
+    served = service.served()
+    allowed = await service.allowed(served, query)
+    crops = [] if image is None else [await service.decoded(image, served)]
 
     def finish(*rows: NDArray[np.float32]) -> SearchAnswer:
         found = answer(query, served, allowed, service.text_weight, *rows)
         few = bounded(found.hits)
         return found.model_copy(update={"hits": few, "more": found.more or len(few) < len(found.hits)})
 
-    return _json(await service.batcher.do(Work(served, query.texts, crops, finish, client)))
-
-
-def _client(request: Request) -> str:
-    return request.client.host if request.client else ""
+    return _json(await service.model.do(Work(served, query.texts, crops, finish)))
 
 
 def _pictures(app: FastAPI, service: SearchService) -> None:
@@ -188,26 +184,24 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
         responses=_REFUSALS | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG"}},
         summary="An indexed picture",
     )
-    async def image(request: Request, key: str, of: str | None = None, large: bool = False) -> Response:
+    async def image(key: str, of: str | None = None, large: bool = False) -> Response:
         """Its thumbnail; with `large` the picture of the shards, if they are here.
 
         `of` names the index, so that a browser may keep the picture.
         """
         served = service.served()
         try:
-            data = await service.apart(
-                _client(request), lambda: service.pictures.read(served, _item(served, key), large=large)
-            )
+            data = await asyncio.to_thread(lambda: service.pictures.read(served, _item(served, key), large=large))
         except AlignError as error:
             raise HTTPException(404, str(error)) from None
         kept = "private, max-age=86400" if of and served.release.digest.startswith(of) else "no-store"
         return Response(data, media_type="image/jpeg", headers={"cache-control": kept})
 
     @app.get("/item/{key:path}", response_model=ItemAnswer, responses=_REFUSALS, summary="About a picture")
-    async def item(request: Request, key: str) -> Response:
+    async def item(key: str) -> Response:
         """Its page, what the filter's rules said, its shard, and the model that knows it."""
         served = service.served()
-        return _json(await service.apart(_client(request), lambda: service.about(served, _item(served, key))))
+        return _json(await asyncio.to_thread(lambda: service.about(served, _item(served, key))))
 
 
 def _item(served: Served, key: str) -> IndexedImage:

@@ -1,12 +1,9 @@
-"""What the endpoints share: the release that is served, the computing thread, the decoders, facts about a picture."""
+"""What the endpoints share: the release that is served, the model's queue, the decoders, facts about a picture."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,29 +16,21 @@ from align.config.serve import ServeConfig
 from align.durable.cores import cores
 from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
-from align.pairs.picture_process import end_idle
 from align.search.service.answers import FoundPair, Health, ItemAnswer, PairShown, SearchQuery
-from align.search.service.batching import MAX_WAITING, Batcher
 from align.search.service.champion import Champion
-from align.search.service.limits import Buckets, RequestMetrics
+from align.search.service.decode import Decoders
+from align.search.service.limits import RequestMetrics
+from align.search.service.model_queue import ModelQueue
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
-from align.search.service.turns import Threads
-from align.search.service.uploads import Decoders
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter is two
-T = TypeVar("T")
 #: The decision on a picture: (its item, what its index says of itself). A caller above all stages provides it.
 PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 
-#: Threads, and how many of them work for one client: one is always free for others.
-_NUM_DECODERS, _NUM_READERS = 3, 4
-#: Shown pictures that may wait, for each query that may: a page has dozens.
-_READS_PER_QUERY = 24
-#: Different words that a query may ask for in the alt-texts, and images whose texts are searched for a word in the time
-#: of an ordinary request.
-_MAX_WORDS, _IMAGES_PER_TOKEN = 8, 100_000
+#: Different words that a query may ask for in the alt-texts, all of which are searched for each.
+_MAX_WORDS = 8
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
     MODEL_DIGEST, DATA_DIGEST, "align.git_revision", "align.dvc_lock", "align.promoted_at",
@@ -56,11 +45,11 @@ class SearchService(Collector):
         config: section `serve`.
         text_weight: `search.text_weight`.
         champion: follows the alias.
-        batcher: computes.
+        model: the queue of what it is to embed.
+        decoders: of pictures that people send.
         pictures: of the index.
         registry: what Prometheus reads.
         requests: their counts, in `registry`.
-        buckets: what each client may still ask for.
     """
 
     def __init__(
@@ -68,26 +57,17 @@ class SearchService(Collector):
     ) -> None:
         self.config, self.text_weight = config, text_weight
         self.champion, self.pictures, self._pair_of = champion, pictures, pair_of
-        self.batcher = Batcher()
+        self.model = ModelQueue()
+        self.decoders = Decoders(max_pixels=config.max_image_pixels)
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.requests = RequestMetrics(self.registry)
-        self._decoders = Decoders(max_pixels=config.max_image_pixels)
-        self.buckets = Buckets(config.max_requests_per_s)
-        self._decoding = Threads("decode", _NUM_DECODERS, max_waiting=MAX_WAITING, max_of_client=_NUM_DECODERS - 1)
-        self._reading = Threads(
-            "read", _NUM_READERS, max_waiting=_READS_PER_QUERY * MAX_WAITING, max_of_client=_NUM_READERS - 1
-        )
-        self._looking = ThreadPoolExecutor(1, "health")
 
     def close(self) -> None:
         """Ends threads and processes."""
         self.champion.stop()
-        self.batcher.stop()
-        for threads in (self._decoding, self._reading):
-            threads.end()
-        self._looking.shutdown()
-        end_idle()
+        self.model.stop()
+        self.decoders.close()
 
     def served(self) -> Served:
         """The release of this moment. Raises HTTPException 503 before there is one."""
@@ -96,29 +76,20 @@ class SearchService(Collector):
             raise HTTPException(503, self.champion.problem or "nothing is served yet", {"retry-after": "5"})
         return served
 
-    async def decoded(self, client: str, picture: bytes, served: Served) -> NDArray[np.uint8]:
-        """A picture's file as the served model sees it. Raises DataError as `Decoders.crop`, BusyError."""
+    async def decoded(self, picture: bytes, served: Served) -> NDArray[np.uint8]:
+        """A picture's file as the served model sees it. Raises DataError as `Decoders.crop`."""
         shape = served.embedder.config
-        return await self._decoding.do(client, partial(self._decoders.crop, picture, shape.resize_px, shape.image_px))
+        return await self.decoders.do(picture, shape.resize_px, shape.image_px)
 
-    async def apart(self, client: str, read: Callable[[], T]) -> T:
-        """Reads from the index or the disk, in a thread. Raises BusyError."""
-        return await self._reading.do(client, read)
-
-    async def allowed(self, client: str, served: Served, query: SearchQuery) -> NDArray[np.bool_] | None:
-        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does.
-
-        Words cost what a client may ask for, since all texts are searched for them. Raises HTTPException 429.
-        """
+    async def allowed(self, served: Served, query: SearchQuery) -> NDArray[np.bool_] | None:
+        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does."""
         words = list(dict.fromkeys((query.words or "").split()))
         if len(words) > _MAX_WORDS:
             raise DataError(f"words: {len(words):,} different ones; at most {_MAX_WORDS} are looked for")
         splits = [query.split] if query.split is not None else []
         if not words and not splits and not query.where:
             return None
-        if words:
-            self.buckets.take(client, len(words) * len(served.index.items) / _IMAGES_PER_TOKEN)
-        return await self.apart(client, lambda: served.index.allowed(splits, words, query.where))
+        return await asyncio.to_thread(served.index.allowed, splits, words, query.where)
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
         """What is known of an indexed picture. Raises CorruptError if the index is damaged."""
@@ -149,11 +120,10 @@ class SearchService(Collector):
         """Whether all is well. It waits for no other request, and for a thread only if a disk has to be asked."""
         served, missing = self.champion.served, None
         if served is not None and not served.index.has_thumbnails:
-            look = partial(self.pictures.missing_because, served)
-            missing = await asyncio.get_running_loop().run_in_executor(self._looking, look)
+            missing = await asyncio.to_thread(self.pictures.missing_because, served)
         return Health(
             live=True,
-            ready=served is not None and self.batcher.is_alive,
+            ready=served is not None and self.model.is_alive,
             served=version(served) if served else None,
             num_images=served.index.num_images if served else 0,
             take_downs=served.take_downs if served else None,
@@ -164,11 +134,11 @@ class SearchService(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Values of this moment, for Prometheus; `requests` counts requests."""
-        served, counts = self.champion.served, self.batcher.counts
-        yield GaugeMetricFamily("align_search_queue", "Queries that wait.", self.batcher.num_waiting)
-        yield CounterMetricFamily("align_search_passes", "Forward passes.", counts.num_passes)
-        yield CounterMetricFamily("align_search_inputs", "Inputs of these passes.", counts.num_inputs)
-        yield CounterMetricFamily("align_search_remembered", "Texts embedded before.", counts.num_remembered)
+        served, model = self.champion.served, self.model
+        yield GaugeMetricFamily("align_search_queue", "Queries that wait.", model.num_waiting)
+        yield CounterMetricFamily("align_search_passes", "Forward passes.", model.num_passes)
+        yield CounterMetricFamily("align_search_inputs", "Inputs of these passes.", model.num_inputs)
+        yield CounterMetricFamily("align_search_remembered", "Texts embedded before.", model.num_remembered)
         yield CounterMetricFamily("align_search_swaps", "Swaps of model and index.", self.champion.num_swaps)
         yield GaugeMetricFamily("align_search_warnings", "Warnings of /health.", len(self.champion.warnings()))
         release = served.release if served else None

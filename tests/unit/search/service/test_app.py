@@ -12,16 +12,12 @@ from align.config.ingest import IngestConfig
 from align.config.search import IndexConfig
 from align.search.catalogue import index_catalogue
 from align.search.service import app, queries
-from align.search.service import service as service_module
-from align.search.service.app import POLICY, make_app
-from align.search.service.limits import Buckets, Limits
-from align.search.service.uploads import Decoders
-from align.web.guard import Guard
+from align.search.service.decode import Decoders
 from tests.support import colour_index, hostile_pictures
 from tests.support.colour_index import PAGE
 from tests.support.colours import ColourEncoder, square
 from tests.support.params import load_params
-from tests.support.served import served, service
+from tests.support.served import guarded, served, service
 
 PORT = 7000
 JSON = {"content-type": "application/json"}
@@ -33,17 +29,16 @@ def ask(made, method, path, **more):
     return asyncio.run(send(made, method, path, **more))
 
 
-async def send(made, method, path, address="127.0.0.1", **more):
+async def send(made, method, path, address="127.0.0.1", app=None, **more):
     """The same in a loop, from an address."""
-    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), PORT, policy=POLICY)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(address, 5))
+    transport = httpx.ASGITransport(app or guarded(made, PORT), raise_app_exceptions=False, client=(address, 5))
     async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as client:
         return await client.request(method, path, **more)
 
 
 @pytest.fixture(scope="module")
 def made(world):
-    with service(world, served(world, **{"align.promoted_at": "today"}), max_requests_per_s=None) as one:
+    with service(world, served(world, **{"align.promoted_at": "today"})) as one:
         yield one
 
 
@@ -152,24 +147,27 @@ class Stuck(Decoders):
 
     def __init__(self):
         super().__init__(max_pixels=10_000, timeout_s=200.0)
-        self.go = threading.Event()
+        self.go, self.num = threading.Event(), 0
 
     def crop(self, data, resize_px, image_px):
+        self.num += data == SLOW
         assert data != SLOW or self.go.wait(100)
         return super().crop(data, resize_px, image_px)
 
 
 def test_a_client_with_many_slow_pictures_delays_no_other(world):
-    with service(world, served(world), max_requests_per_s=None) as made:
-        made._decoders = stuck = Stuck()
+    with service(world, served(world)) as made:
+        made.decoders = stuck = Stuck()
+        app = guarded(made, PORT)
 
         async def attack():
             slow = [
-                asyncio.create_task(send(made, "POST", "/embed/image", "127.0.0.2", content=SLOW)) for _ in range(6)
+                asyncio.create_task(send(made, "POST", "/embed/image", "127.0.0.2", app, content=SLOW))
+                for _ in range(6)
             ]
-            while len(made._decoding._turns) < 4:  # two are in work
+            while stuck.num < 2:
                 await asyncio.sleep(0.01)
-            other = await send(made, "POST", "/search/image?limit=1", content=square("red"))
+            other = await send(made, "POST", "/search/image?limit=1", app=app, content=square("red"))
             stuck.go.set()
             return [other.status_code, *(answer.status_code for answer in await asyncio.gather(*slow))]
 
@@ -178,31 +176,11 @@ def test_a_client_with_many_slow_pictures_delays_no_other(world):
 
 def test_a_request_has_one_deadline(world):
     with service(world, served(world), request_timeout_s=0.5) as made:
-        made._decoders = stuck = Stuck()
+        made.decoders = stuck = Stuck()
         refused = ask(made, "POST", "/search/image", content=SLOW)
         assert refused.status_code == 503 and "no answer within 0.5 s" in refused.json()["error"]
         stuck.go.set()
         assert ask(made, "GET", "/search?text=red").status_code == 200
-
-
-def test_decoding_takes_from_what_a_client_may_ask_for(world):
-    with service(world, served(world), max_requests_per_s=0.01) as made:
-        made.buckets = Buckets(0.01, 20)
-        statuses = [ask(made, "POST", "/embed/image", content=square("red")).status_code for _ in range(4)]
-        assert statuses == [200] * 4
-        refused = ask(made, "POST", "/search/image", content=square("red"))
-        assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 100
-        assert asyncio.run(send(made, "GET", "/search?text=red", "127.0.0.2")).status_code == 200
-
-
-def test_words_take_from_what_a_client_may_ask_for(world, monkeypatch):
-    monkeypatch.setattr(service_module, "_IMAGES_PER_TOKEN", 6)  # of twelve
-    with service(world, served(world)) as made:
-        made.buckets = Buckets(0.01, 6)
-        asked = ("/search?text=red&words=red+square", "/search?text=red&words=red", "/search?text=red")
-        assert [ask(made, "GET", path).status_code for path in asked] == [200, 429, 429]
-        made.buckets = Buckets(0.01, 6)
-        assert [ask(made, "GET", path).status_code for path in asked[1:]] == [200, 200]
 
 
 def test_embeddings_are_those_of_the_model(made):
@@ -305,7 +283,7 @@ def test_a_fault_of_ours_is_no_stack_trace(made, monkeypatch):
 
 @pytest.mark.parametrize("path", ["/search/image", "/embed", "/embed/image"])
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(made, path):
-    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), PORT, policy=POLICY)
+    app = guarded(made, PORT)
     parts = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
 
     async def receive():
@@ -336,7 +314,7 @@ def test_columns_of_a_catalogue_are_answered_and_are_filters(tmp_path):
     params = load_params(overrides=["ingest.columns={url: Bild, text: Titel, page_url: null}"])
     reading, config = params.section(IngestConfig), params.section(IndexConfig)
     index_catalogue(config, tmp_path / "shop/t.csv", reading, ColourEncoder(), "mine", tmp_path / "index", update=False)
-    with service(tmp_path, served(tmp_path), max_requests_per_s=None) as made:
+    with service(tmp_path, served(tmp_path)) as made:
         [hit] = ask(made, "GET", "/search?text=red&where=Preis>=1&where=SKU=01").json()["hits"]
         assert (hit["key"], hit["columns"]) == ("green.jpg", {"SKU": "01", "Preis": 1.5})
         hits = ask(made, "GET", "/search", params={"text": "blue", "where": "preis < 2,5"}).json()["hits"]
@@ -369,7 +347,7 @@ def test_answers_are_short_and_paging_reaches_the_rest(tmp_path):
     (tmp_path / "shop/t.csv").write_text("\n".join(table))
     reading, config = load_params().section(IngestConfig), load_params().section(IndexConfig)
     index_catalogue(config, tmp_path / "shop/t.csv", reading, ColourEncoder(), "mine", tmp_path / "index", update=False)
-    with service(tmp_path, served(tmp_path), max_requests_per_s=None) as made:
+    with service(tmp_path, served(tmp_path)) as made:
         found, more = [], True
         while more:
             answer = ask(made, "GET", f"/search?text=red&limit=100&offset={len(found)}")
@@ -382,9 +360,9 @@ def test_answers_are_short_and_paging_reaches_the_rest(tmp_path):
 
 
 def test_without_its_computing_thread_a_service_is_not_ready(world):
-    with service(world, served(world), max_requests_per_s=None) as made:
+    with service(world, served(world)) as made:
         assert ask(made, "GET", "/health?ready=true").status_code == 200
-        made.batcher.stop()
+        made.model.stop()
         health = ask(made, "GET", "/health?ready=true")
         assert (health.status_code, health.json()["ready"]) == (503, False)
         assert ask(made, "GET", "/search?text=red").status_code == 503

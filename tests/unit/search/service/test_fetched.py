@@ -17,8 +17,8 @@ from align.pairs import picture_process
 from align.pairs.picture_process import end_idle
 from align.release.aliases.champion import make_champion, take_back
 from align.release.aliases.moves import settle
+from align.search.service.decode import Decoders
 from align.search.service.fetched import RegisteredChampion
-from align.search.service.uploads import Decoders
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
 from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST
 from tests.support import hostile_pictures

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from align.search.service import limits as service_limits
 from align.search.service.answers import EmbedRequest
-from align.search.service.limits import MAX_TEXT_BYTES, Buckets, Limits, RequestMetrics
+from align.search.service.limits import MAX_TEXT_BYTES, Limits, RequestMetrics
 from tests.support.served import limits
 
 
-def answer(*, parts=None, says=None, pause_s=0.0, path="/search/image", method="POST", made):
+def answer(*, parts=None, says=None, pause_s=0.0, path="/search/image", method="POST", head=(), made):
     """Status and JSON of one request, whose body comes in parts."""
     sent = []
     bodies = list(parts or [b""])
@@ -26,7 +26,7 @@ def answer(*, parts=None, says=None, pause_s=0.0, path="/search/image", method="
     async def send(message):
         sent.append(message)
 
-    headers = [(b"content-length", str(says).encode())] if says is not None else []
+    headers = [*head, *([(b"content-length", str(says).encode())] if says is not None else [])]
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("127.0.0.1", 5)}
     asyncio.run(made(scope, receive, send))
     body = sent[-1].get("body", b"")
@@ -40,28 +40,28 @@ async def reads_all(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def limited(registry=None, max_burst=200, **values):
-    config = limits(**{"max_requests_per_s": None, "max_body_bytes": 2 * MAX_TEXT_BYTES, **values})
+def limited(registry=None, app=reads_all, by_client=True, **values):
     requests = RequestMetrics(registry or CollectorRegistry())
-    return Limits(reads_all, config, requests, Buckets(config.max_requests_per_s, max_burst))
+    return Limits(app, limits(**{"max_body_bytes": 2 * MAX_TEXT_BYTES, **values}), requests, by_client=by_client)
 
 
-def test_a_body_is_bounded_by_what_comes_not_by_what_is_said():
-    half = b"x" * MAX_TEXT_BYTES
-    assert answer(made=limited(), parts=[half, half])[0] == 200
-    assert answer(made=limited(), parts=[half, half + b"x"], says=3)[0] == 413
-    status, body = answer(made=limited(), says=2 * MAX_TEXT_BYTES + 1, parts=[])
-    assert status == 413 and "at most 131,072" in body["error"]
-    assert answer(made=limited(), says=10**30)[0] == 413
-
-
-def test_only_requests_with_pictures_may_be_long():
-    long = [b"x" * MAX_TEXT_BYTES, b"x"]
-    for path in ("/search/image", "/embed/image"):
-        assert answer(made=limited(), parts=[*long], path=path)[0] == 200, path
-    for method, path in (("GET", "/search/image"), ("POST", "/embed"), ("POST", "/")):
-        assert answer(made=limited(), parts=[*long], path=path, method=method)[0] == 413, path
-        assert answer(made=limited(), says=MAX_TEXT_BYTES + 1, path=path, method=method)[0] == 413, path
+@pytest.mark.parametrize(
+    ("method", "path", "most"),
+    [
+        *(("POST", path, 2 * MAX_TEXT_BYTES) for path in ("/search/image", "/embed/image")),
+        *(
+            (method, path, MAX_TEXT_BYTES)
+            for method, path in (("GET", "/search/image"), ("POST", "/embed"), ("POST", "/"))
+        ),
+    ],
+)
+def test_a_body_says_its_length_and_only_pictures_may_be_long(method, path, most):
+    how = {"made": limited(), "method": method, "path": path}
+    assert answer(says=most, **how)[0] == answer(**how)[0] == 200
+    status, body = answer(says=most + 1, **how)
+    assert status == 413 and f"at most {most:,}" in body["error"]
+    status, body = answer(head=[(b"Transfer-Encoding", b"chunked")], **how)
+    assert status == 411 and "not in chunks" in body["error"]
 
 
 def test_the_first_wrong_value_ends_a_check():
@@ -71,70 +71,78 @@ def test_the_first_wrong_value_ends_a_check():
         assert refused.value.error_count() == 1
 
 
-def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length():
-    made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
-    assert answer(made=made, parts=[b"x"], says=15_000_000)[0] == 200
-    assert answer(made=made, parts=[b"x"])[0] == 429
+class Held:
+    """An application that answers nothing before it may, and counts what is in work."""
+
+    def __init__(self):
+        self.go, self.in_work = asyncio.Event(), 0
+
+    async def __call__(self, scope, receive, send):
+        self.in_work += 1
+        await self.go.wait()
+        await reads_all(scope, receive, send)
+        self.in_work -= 1
+
+
+async def status_of(made, path, client, length=0):
+    """Status of one request in a loop that has others."""
+    statuses = []
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    headers = [(b"content-length", b"%d" % length)]
+    await made(
+        {"type": "http", "method": "POST", "path": path, "headers": headers, "client": (client, "5")}, receive, send
+    )
+    return statuses[0]
+
+
+def in_work(*asked, **options):
+    """How many of these requests are in work at a time, and what all of them get."""
+
+    async def run():
+        held = Held()
+        made = limited(app=held, **options)
+        tasks = [asyncio.create_task(status_of(made, *one)) for one in asked]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        found = held.in_work
+        held.go.set()
+        return found, await asyncio.gather(*tasks)
+
+    return asyncio.run(run())
+
+
+def test_a_client_has_few_requests_in_work_and_the_others_wait_for_their_turn():
+    assert in_work(*[("/search", "one")] * 9) == (4, [200] * 9)
+    assert in_work(*[("/embed/image", "one")] * 9) == (2, [200] * 9)
+    assert in_work(*[("/search", "one")] * 9, *[("/embed/image", "one")] * 9, ("/search", "two"))[0] == 7
+    assert in_work(*[("/health", "one")] * 9, *[("/metrics", "one")] * 9)[0] == 18
+    assert in_work(*[("/search", "proxy")] * 9, by_client=False)[0] == 9
+
+
+def test_waiting_for_a_turn_has_the_deadline_of_the_request():
+    async def run():
+        held = Held()
+        made = limited(app=held, request_timeout_s=0.1)
+        return await asyncio.gather(*[status_of(made, "/search", "one") for _ in range(6)])
+
+    assert asyncio.run(run()) == [503] * 6
 
 
 def test_all_bodies_together_are_bounded(monkeypatch):
     monkeypatch.setattr(service_limits, "_MAX_HELD_BYTES", 3000)
-    made, waits = limited(), asyncio.Event()
-
-    async def ask(parts):
-        statuses = []
-
-        async def receive():
-            if len(parts) == 1:
-                await waits.wait()
-            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-
-        async def send(message):
-            statuses.append(message.get("status"))
-
-        scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "client": ("127.0.0.1", 5)}
-        await made(scope, receive, send)
-        return int(statuses[0])
-
-    async def together():
-        first = asyncio.create_task(ask([b"x" * 2000, b"x"]))
-        await asyncio.sleep(0)
-        waits_not = await ask([b"x" * 1001, b""])
-        waits.set()
-        return [waits_not, await first, await ask([b"x" * 2000, b""])]
-
-    assert asyncio.run(together()) == [503, 200, 200]
+    asked = [("/embed", "one", 2000), ("/embed", "two", 1001), ("/embed", "three", 1000)]
+    assert in_work(*asked) == (2, [200, 503, 200])
 
 
 def test_a_body_that_drips_is_cut_off():
     status, body = answer(made=limited(request_timeout_s=0.1), parts=[b"x"] * 50, pause_s=0.02)
     assert status == 408 and "within 0.1 s" in body["error"]
-
-
-def test_a_client_that_asks_too_often_waits_and_others_do_not():
-    now = [0.0]
-    buckets = Buckets(2.0, 3, clock=lambda: now[0])
-    assert [buckets.wait_s("one", 1.0) for _ in range(4)] == [0, 0, 0, pytest.approx(0.5)]
-    assert buckets.wait_s("other", 1.0) == 0
-    now[0] = 0.5
-    assert buckets.wait_s("one", 1.0) == 0 and buckets.wait_s("one", 1.0) == pytest.approx(0.5)
-    now[0] = 1000.0
-    assert [buckets.wait_s("one", 1.0) > 0 for _ in range(4)] == [False, False, False, True]  # no more than a burst
-
-
-@pytest.mark.parametrize("path", ["/search", "/start", "/item/1", "/health", "/metrics", "/openapi.json", "/", "/no"])
-def test_every_request_takes_a_token_and_refusals_say_when_to_come_again(path):
-    made = limited(max_requests_per_s=0.01, max_burst=1)
-    assert answer(made=made, path=path, method="GET")[0] == 200
-    status, body = answer(made=made, path=path, method="GET")
-    assert status == 429 and "too many requests" in body["error"]
-
-
-def test_many_addresses_take_bounded_memory():
-    buckets = Buckets(1.0, 1)
-    for number in range(12_000):
-        buckets.wait_s(str(number), 1.0)
-    assert len(buckets._left) == 10_000
 
 
 def test_every_request_is_counted_under_few_names():

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from align.errors import DataError
 from align.model.tokenizer import TextTokenizer
 from align.search.service import served as loading
-from align.search.service.batching import Batcher, Work
+from align.search.service.model_queue import ModelQueue, Work
 from tests.support.served import ColourEmbedder, served
 
 SLOW = "a" * 40 + "b"
@@ -59,13 +59,13 @@ def test_a_panic_is_of_its_request_alone_and_the_thread_lives_on(world):
     one = served(world)
     object.__setattr__(one, "embedder", Panics())
 
-    async def run(batcher):
-        asked = [batcher.do(Work(one, [text], [], lambda texts, images: len(texts))) for text in ("red", SLOW, "blue")]
+    async def run(model):
+        asked = [model.do(Work(one, [text], [], lambda texts, images: len(texts))) for text in ("red", SLOW, "blue")]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    batcher = Batcher()
+    model = ModelQueue()
     try:
-        assert [type(found) for found in asyncio.run(run(batcher))] == [int, Panic, int]
-        assert batcher.is_alive
+        assert [type(found) for found in asyncio.run(run(model))] == [int, Panic, int]
+        assert model.is_alive
     finally:
-        batcher.stop()
+        model.stop()

@@ -64,7 +64,7 @@ class Policy:
 def policy(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     (folder / OPTED_OUT).write_text(HEADER)
-    with service(world, served(world), folder, poll_s=POLL_S, max_requests_per_s=None) as made:
+    with service(world, served(world), folder, poll_s=POLL_S) as made:
         made.champion.start()
         with listening(made) as url:
             yield Policy(folder, url)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +12,14 @@ from PIL import Image
 
 from align.errors import DataError
 from align.pairs.picture import PictureError, read_header
-from align.pairs.picture_process import helper
+from align.pairs.picture_process import end_idle, helper
 
-#: For a picture in its process, which is killed then.
-_TIMEOUT_S = 10.0
+#: Pictures at a time, and seconds for each in its process, which is killed then.
+_NUM_AT_ONCE, _TIMEOUT_S = 3, 10.0
 
 
 class Decoders:
-    """Decodes in helper processes, each for one picture at a time. Threads share it."""
+    """Threads that decode in helper processes, each for one picture at a time."""
 
     def __init__(self, *, max_pixels: int, timeout_s: float = _TIMEOUT_S) -> None:
         """Starts no process yet.
@@ -27,14 +29,19 @@ class Decoders:
             timeout_s: for a picture, in its process.
         """
         self._max_pixels, self._timeout_s = max_pixels, timeout_s
+        self._threads = ThreadPoolExecutor(_NUM_AT_ONCE, "decode")
+
+    async def do(self, data: bytes, resize_px: int, image_px: int) -> NDArray[np.uint8]:
+        """`crop` in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.crop, data, resize_px, image_px)
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self._threads.shutdown()
+        end_idle()
 
     def crop(self, data: bytes, resize_px: int, image_px: int) -> NDArray[np.uint8]:
         """The pixels that the image tower sees of a file (`align.model.preprocess`): (image_px, image_px, 3) uint8 RGB.
-
-        Args:
-            data: the file.
-            resize_px: see `align.model.preprocess`.
-            image_px: see there, too.
 
         Raises:
             DataError: not a picture, too large, broken, or too slow.
@@ -64,8 +71,7 @@ class Decoders:
             timer = threading.Timer(self._timeout_s, stop)
             timer.start()
             try:
-                memory = lent.size(data)[3]
-                return lent.pixels(data, memory, resize_px)
+                return lent.pixels(data, lent.size(data)[3], resize_px)
             except PictureError:
                 if late.is_set():
                     raise PictureError(f"it did not decode within {self._timeout_s:g} s") from None

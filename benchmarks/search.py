@@ -143,12 +143,12 @@ def measure(root: Path) -> tuple[list[str], list[float]]:
 def _start(root: Path, name: str, port: int, paths: PathsConfig) -> subprocess.Popen[bytes]:
     where = ["--port", str(port)]
     if name.startswith("align"):
-        limits = ["--set", "serve.max_requests_per_s=null"]
-        command = [sys.executable, "-m", "align.cli", "serve", "--local", *where, *limits]
+        command = [sys.executable, "-m", "align.cli", "serve", "--local", *where]
     else:
         model = ["--model-uri", str(paths.packaged), "--env-manager", "local", "--workers", "1"]
         command = [sys.executable, "-m", "mlflow", "models", "serve", *model, *where]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env["ALIGN_SERVER_NAMES"] = "benchmark"  # as behind a proxy: the users here have one address
     return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -179,7 +179,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     table, ratios = measure(args.root.resolve())
     said = f"Ratio of the first two: **{median(ratios):.1f}** [{min(ratios):.1f}, {max(ratios):.1f}]."
-    about = conditions(f"wall-clock time, {USERS} connections", ("mlflow", "torch", "fastapi", "uvicorn"), load)
+    about = conditions(f"wall-clock time, {USERS} connections", ("mlflow", "torch", "fastapi", "granian"), load)
     print(*table, "", said, "", about, sep="\n")
     return 0
 

@@ -1,7 +1,7 @@
 """Serves an application on granian: the same bounds for every server of ours.
 
-A connection without a whole head is closed after ten seconds, and so is an idle one. How many one client may have is
-the business of the proxy that the open net reaches (infra/compose/Caddyfile).
+A connection without a whole head is closed after ten seconds, and so is an idle one. Ports of ours are for this machine
+and a team's network: on the open net a proxy in front bounds what one client may have.
 """
 
 from __future__ import annotations

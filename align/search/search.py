@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,12 @@ from align.config.search import SearchConfig
 from align.display.console import say, show, show_json
 from align.durable.files import write_text
 from align.errors import ConfigError, DataError
-from align.formats.image_index import ImageIndex, IndexedImage
-from align.formats.shards import local_tar, read_manifest
 from align.search.given_model import given_model
 from align.search.report import AnsweredQuery, ImageAnswer, search_page
 from align.search.service.answers import SearchAnswer, SearchHit
 from align.search.service.queries import answer, parsed, require_one_question
-from align.search.service.served import Folders, Release, load
+from align.search.service.served import Folders, Pictures, Release, Served, load
 from align.services.dvc.outs import require_output_file
-from align.services.s3.store import fetcher
 
 
 def _words(hit: SearchHit) -> str:
@@ -51,28 +47,15 @@ def _json(hits: list[SearchHit]) -> str:
     return json.dumps(rows, ensure_ascii=False, indent=2)
 
 
-def _page(found: SearchAnswer, key: str | None, image: bytes | None, index: ImageIndex, params: Params) -> str:
-    picture = _pictures(index, params)
-    image = picture(index.item(key)) if key else image
-    answers = [ImageAnswer(picture(index.item(hit.key)), _words(hit), hit.score, None) for hit in found.hits]
+def _page(found: SearchAnswer, key: str | None, image: bytes | None, served: Served, params: Params) -> str:
+    index = served.index
+    pictures = Pictures(params.section(PathsConfig).shards, params.section(StoreConfig))
+    image = pictures.read(served, index.item(key)) if key else image
+    answers = [
+        ImageAnswer(pictures.read(served, index.item(hit.key)), _words(hit), hit.score, None) for hit in found.hits
+    ]
     answered = AnsweredQuery(found.query, image, answers, None)
     return search_page("Search", f"{len(answers)} of {len(index.items):,} images.", {"Nearest images": [answered]})
-
-
-def _pictures(index: ImageIndex, params: Params) -> Callable[[IndexedImage], bytes]:
-    """The index's thumbnails; without any, the shards' pictures.
-
-    Raises:
-        DataError: the shards have changed since the index was made.
-    """
-    if index.has_thumbnails:
-        return lambda item: index.thumbnail(item.key)
-    shards, fetch = params.section(PathsConfig).shards, fetcher(params.section(StoreConfig))
-    manifest = read_manifest(shards)
-    if manifest.digest != index.header.shards_digest:
-        raise DataError(f"{shards}: changed since the index was made; run `align index` again")
-    tars = manifest.tars
-    return lambda item: item.image(local_tar(shards, tars[item.shard], fetch))
 
 
 def _read_image(path: Path) -> bytes:
@@ -114,5 +97,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     else:
         show(*_table(found.hits))
     if args.html:
-        write_text(args.html, _page(found, query.key, image, served.index, params))
+        write_text(args.html, _page(found, query.key, image, served, params))
         say(f"search: wrote {args.html}")

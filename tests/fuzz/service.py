@@ -9,6 +9,8 @@ _PORT = 4300
 #: What the answers begin with; a refusal has a line of JSON.
 _STATUS = re.compile(rb"^HTTP/1\.1 (\d{3}) ", re.MULTILINE)
 _WAIT_S = 0.3
+#: Sent after the bytes: it ends the connection, unless they want more.
+_LAST = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{_PORT}\r\nConnection: close\r\n\r\n".encode()
 
 
 def service(folder):
@@ -49,8 +51,7 @@ def _answered(port, data):
     said = b""
     with socket.create_connection(("127.0.0.1", port)) as one, suppress(OSError):  # no more is said
         one.settimeout(_WAIT_S)
-        one.sendall(data)
-        one.shutdown(socket.SHUT_WR)
+        one.sendall(data + _LAST)
         while block := one.recv(1 << 16):
             said += block
     return said

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, FailFast, Field
 
 #: The model reads the first max_tokens of a text only.
 Text = Annotated[str, Field(max_length=1000)]
@@ -14,23 +14,9 @@ Conditions = Annotated[list[Annotated[str, Field(min_length=1, max_length=1200)]
 MAX_RESULTS = 1000
 #: Column of a catalogue -> value; empty for an index of shards.
 Columns = dict[str, str | int | float | None]
-_MAX_FIELDS = 32
 
 
-class Request(BaseModel):
-    """A request has no other fields than these, nor many of them: each would be an error to describe."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > _MAX_FIELDS:
-            raise ValueError(f"{len(given):,} fields, more than there are")
-        return given
-
-
-class SearchQuery(Request):
+class SearchQuery(BaseModel, extra="forbid"):
     """A search: one of text, key, and a picture that comes beside it; or none, and a filter that lists pictures.
 
     Attributes:
@@ -88,12 +74,10 @@ class ServedVersion(BaseModel):
     digest: str
 
 
-class SearchHit(BaseModel):
-    """A picture that was found.
+class Shown(BaseModel):
+    """An indexed picture.
 
     Attributes:
-        rank: from 1, over all pages.
-        score: cosine with the query.
         key: names it in this service and in `align trace`.
         image_id: sha256 of its original bytes.
         split: the part of the data that has it.
@@ -102,14 +86,19 @@ class SearchHit(BaseModel):
         columns: of its row in a catalogue.
     """
 
-    rank: int
-    score: float
     key: str
     image_id: str
     split: str
     texts: list[str]
     image: str
     columns: Columns
+
+
+class SearchHit(Shown):
+    """A picture that was found: its rank, from 1 over all pages, and its cosine with the query."""
+
+    rank: int
+    score: float
 
 
 class SearchAnswer(BaseModel):
@@ -152,7 +141,7 @@ class StartAnswer(BaseModel):
     hits: list[SearchHit]
 
 
-class EmbedRequest(Request):
+class EmbedRequest(BaseModel, extra="forbid"):
     """Texts to embed."""
 
     texts: Annotated[list[Text], FailFast(), Field(min_length=1, max_length=64)]
@@ -215,11 +204,10 @@ class PairShown(BaseModel):
     notes: list[str]
 
 
-class ItemAnswer(BaseModel):
+class ItemAnswer(Shown):
     """What is known of an indexed picture.
 
     Attributes:
-        key: see `SearchHit`, as for image_id, split, texts and image.
         shard: the tar that has it.
         offset_bytes: where its JPEG begins in that tar.
         found: its pairs, and where they were found.
@@ -228,14 +216,8 @@ class ItemAnswer(BaseModel):
         trained_on: in words: whether this model was trained on the picture.
         picture_missing: why there is no picture; null if there is one.
         pair: the decision on its first pair.
-        columns: see `SearchHit`.
     """
 
-    key: str
-    image_id: str
-    split: str
-    texts: list[str]
-    image: str
     shard: str
     offset_bytes: int
     found: list[FoundPair]
@@ -244,7 +226,6 @@ class ItemAnswer(BaseModel):
     trained_on: str
     picture_missing: str | None
     pair: PairShown
-    columns: Columns
 
 
 class Health(BaseModel):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from align.errors import DataError
-from align.formats.image_index import Hit
+from align.formats.image_index import Hit, IndexedImage
 from align.search.queries import compose
 from align.search.service.answers import (
     MAX_RESULTS,
@@ -130,21 +130,15 @@ def start(served: Served) -> StartAnswer:
 def version(served: Served) -> ServedVersion:
     """What is served, for an answer."""
     release = served.release
-    return ServedVersion(
-        name=release.name,
-        version=release.version,
-        run_id=release.run_id,
-        model_digest=served.index.header.model_digest,
-        digest=release.digest,
-    )
+    fields = {name: getattr(release, name) for name in ("name", "version", "run_id", "digest")}
+    return ServedVersion(**fields, model_digest=served.index.header.model_digest)
 
 
-def picture_address(served: Served, key: str) -> str:
-    """The address of an indexed picture on this server.
-
-    It differs for another index, so that browsers may keep the picture.
-    """
-    return f"/image/{quote(key, safe='')}?of={served.release.digest[:12]}"
+def facts(served: Served, item: IndexedImage) -> dict[str, Any]:
+    """The fields of `Shown`. The address differs for another index, so that browsers may keep the picture."""
+    names = ("key", "image_id", "split", "texts", "columns")
+    address = f"/image/{quote(item.key, safe='')}?of={served.release.digest[:12]}"
+    return {name: getattr(item, name) for name in names} | {"image": address}
 
 
 def _vector(query: SearchQuery, served: Served, weight: float, texts: Rows, image: Rows) -> Rows:
@@ -162,14 +156,5 @@ def _vector(query: SearchQuery, served: Served, weight: float, texts: Rows, imag
 
 
 def _shown(served: Served, hit: Hit, rank: int) -> SearchHit:
-    item = hit.item
-    return SearchHit(
-        rank=rank,
-        score=round(min(max(hit.score, -1.0), 1.0), 6),
-        key=item.key,
-        image_id=item.image_id,
-        split=item.split,
-        texts=list(item.texts),
-        image=picture_address(served, item.key),
-        columns=item.columns,
-    )
+    score = round(min(max(hit.score, -1.0), 1.0), 6)
+    return SearchHit(rank=rank, score=score, **facts(served, hit.item))

@@ -21,7 +21,7 @@ from align.search.service.champion import Champion
 from align.search.service.decode import Decoders
 from align.search.service.limits import RequestMetrics
 from align.search.service.model_queue import ModelQueue
-from align.search.service.queries import picture_address, version
+from align.search.service.queries import facts, version
 from align.search.service.served import Pictures, Served
 from align.services.tracking.registry import DATA_DIGEST, MODEL_DIGEST
 
@@ -100,11 +100,7 @@ class SearchService(Collector):
             for key, text, one in zip(item.keys, item.texts, addresses, strict=True)
         ]
         return ItemAnswer(
-            key=item.key,
-            image_id=item.image_id,
-            split=item.split,
-            texts=list(item.texts),
-            image=picture_address(served, item.key),
+            **facts(served, item),
             shard=item.shard,
             offset_bytes=item.offset_bytes,
             found=found,
@@ -113,7 +109,6 @@ class SearchService(Collector):
             trained_on=_trained_on(item, tags.get(DATA_DIGEST), header.shards_digest),
             picture_missing=self.pictures.missing_because(served),
             pair=self._pair_of(item, header),
-            columns=item.columns,
         )
 
     async def health(self) -> Health:

@@ -65,10 +65,9 @@ def test_a_body_says_its_length_and_only_pictures_may_be_long(method, path, most
 
 
 def test_the_first_wrong_value_ends_a_check():
-    for given in ({"texts": [1] * 9000}, dict.fromkeys(map(str, range(9000)))):
-        with pytest.raises(ValidationError) as refused:
-            EmbedRequest.model_validate(given)
-        assert refused.value.error_count() == 1
+    with pytest.raises(ValidationError) as refused:
+        EmbedRequest.model_validate({"texts": [1] * 9000})
+    assert refused.value.error_count() == 1
 
 
 class Held:

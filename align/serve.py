@@ -63,7 +63,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("serve: give --ready alone, or --local, --index and --model")
     service = _service(params, _own_paths(params, args) if own else None, args.ready)
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
-    app = Limits(make_app(service), config, service.requests, by_client=not names)  # a proxy is one client
+    app = Limits(make_app(service), config, service.registry, by_client=not names)  # a proxy is one client
     guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
     show(f"search   http://{HOST}:{port}   stop with Ctrl-C")

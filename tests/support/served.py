@@ -120,8 +120,10 @@ def listening(made):
 
 
 def guarded(made, port):
-    """A service as `align serve` puts it together."""
-    return Guard(Limits(make_app(made), made.config, made.requests), port, policy=POLICY)
+    """A service as `align serve` puts it together, once."""
+    if not hasattr(made, "guarded"):
+        made.guarded = Guard(Limits(make_app(made), made.config, made.registry), port, policy=POLICY)
+    return made.guarded
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
-import prometheus_client
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -41,26 +40,15 @@ class _Refused(HTTPException):
         super().__init__(status, reason, {"connection": "close"} | after)
 
 
-class RequestMetrics:
-    """Requests by endpoint and status, and how long they took."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        counter, histogram = prometheus_client.Counter, prometheus_client.Histogram
-        self._num = counter("align_search_requests", "Answered.", ("endpoint", "status"), registry=registry)
-        self._seconds = histogram("align_search_request_seconds", "Time to answer.", ("endpoint",), registry=registry)
-
-    def add(self, endpoint: str, status: int, seconds: float) -> None:
-        """Counts one request."""
-        self._num.labels(endpoint, status).inc()
-        self._seconds.labels(endpoint).observe(seconds)
-
-
 class Limits:
     """Passes on what stays within the limits, and counts every request."""
 
-    def __init__(self, app: App, config: ServeConfig, requests: RequestMetrics, *, by_client: bool = True) -> None:
-        """`by_client`: whether clients have addresses of their own: behind a proxy they do not."""
-        self._app, self._config, self._requests, self._by_client = app, config, requests, by_client
+    def __init__(self, app: App, config: ServeConfig, registry: CollectorRegistry, *, by_client: bool = True) -> None:
+        """Counts in `registry`. `by_client`: clients have addresses of their own; behind a proxy they do not."""
+        self._app, self._config, self._by_client = app, config, by_client
+        what = ("endpoint", "status")
+        self._num = Counter("align_search_requests", "Answered.", what, registry=registry)
+        self._seconds = Histogram("align_search_request_seconds", "Time to answer.", what[:1], registry=registry)
         self._turns: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = WeakValueDictionary()
         self._held = 0
 
@@ -92,18 +80,16 @@ class Limits:
             async with asyncio.timeout(wait_s), self._turn(scope, endpoint):
                 await self._app(scope, read, count)
         except (TimeoutError, _Refused) as error:
-            if isinstance(error, _Refused):
-                refused = error
-            elif reads:
-                refused = _Refused(408, f"the body did not come within {wait_s:g} s")
-            else:
-                refused = _Refused(503, f"there was no answer within {wait_s:g} s; come again later")
+            late = 503, f"there was no answer within {wait_s:g} s; come again later"
+            if reads:
+                late = 408, f"the body did not come within {wait_s:g} s"
+            refused = error if isinstance(error, _Refused) else _Refused(*late)
             if not status:  # otherwise the answer ends here
-                await JSONResponse({"error": refused.detail}, refused.status_code, refused.headers)(
-                    scope, receive, count
-                )
+                answer = JSONResponse({"error": refused.detail}, refused.status_code, refused.headers)
+                await answer(scope, receive, count)
         finally:
-            self._requests.add(endpoint, status or 500, time.perf_counter() - begins)
+            self._num.labels(endpoint, status or 500).inc()
+            self._seconds.labels(endpoint).observe(time.perf_counter() - begins)
 
     @asynccontextmanager
     async def _turn(self, scope: Scope, endpoint: str) -> AsyncIterator[None]:

@@ -68,13 +68,7 @@ class ModelQueue:
     def __init__(
         self, *, max_batch: int = _MAX_BATCH, max_waiting: int = _MAX_WAITING, cached_texts: int = _REMEMBERED_TEXTS
     ) -> None:
-        """Starts the thread.
-
-        Args:
-            max_batch: texts and pictures that are embedded together.
-            max_waiting: requests that wait.
-            cached_texts: embeddings that are remembered; 0: none.
-        """
+        """Starts the thread. The constants above say what the arguments are."""
         self._max_batch, self._cached_texts = max_batch, cached_texts
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(max_waiting)
         self._known: OrderedDict[tuple[str, str], Rows] = OrderedDict()  # by release and text
@@ -119,32 +113,32 @@ class ModelQueue:
                 if one[1].set_running_or_notify_cancel():  # else its client has left
                     batch.append(one)
                     size += len(one[0].texts) + len(one[0].crops) or 1
-            groups = dict.fromkeys((work.served, bool(work.crops)) for work, _ in batch)
-            for group in sorted(groups, key=lambda group: group[1]):
-                self._answer(group[0], [one for one in batch if (one[0].served, bool(one[0].crops)) == group])
+            groups: dict[tuple[bool, Served], list[_Waiting]] = {}
+            for one in sorted(batch, key=lambda one: bool(one[0].crops)):
+                groups.setdefault((bool(one[0].crops), one[0].served), []).append(one)
+            for (_, served), group in groups.items():
+                self._answer(served, group)
 
     def _answer(self, served: Served, batch: Sequence[_Waiting]) -> None:
+        nothing = np.zeros((0, served.embedder.width), np.float32)
         try:
             texts = iter(self._texts(served, [text for work, _ in batch for text in work.texts]))
-            images = iter(self._images(served, [crop for work, _ in batch for crop in work.crops]))
+            crops = [crop for work, _ in batch for crop in work.crops]
+            images = iter(served.embedder.embed_pixels(crops) if crops else nothing)
         except BaseException as error:  # noqa: BLE001 - a panic of the tokenizer, which is no Exception, ends no thread
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
             for one in batch if len(batch) > 1 else ():
                 self._answer(served, [one])
             return
-        for work, future in batch:
-            mine = [list(islice(texts, len(work.texts))), list(islice(images, len(work.crops)))]
-            try:
-                text, image = (np.stack(rows) if rows else _none(served) for rows in mine)
-                future.set_result(work.finish(text, image))
-            except BaseException as error:  # noqa: BLE001 - of this request alone
-                future.set_exception(error)
-
-    def _images(self, served: Served, crops: Sequence[NDArray[np.uint8]]) -> Rows:
         self.num_passes += bool(crops)
         self.num_inputs += len(crops)
-        return served.embedder.embed_pixels(crops) if crops else _none(served)
+        for work, future in batch:
+            mine = list(islice(texts, len(work.texts))), list(islice(images, len(work.crops)))
+            try:
+                future.set_result(work.finish(*(np.stack(rows) if rows else nothing for rows in mine)))
+            except BaseException as error:  # noqa: BLE001 - of this request alone
+                future.set_exception(error)
 
     def _texts(self, served: Served, texts: Sequence[str]) -> list[Rows]:
         keys = [(served.release.digest, text) for text in texts]
@@ -161,7 +155,3 @@ class ModelQueue:
         while len(self._known) > self._cached_texts:
             self._known.popitem(last=False)
         return found
-
-
-def _none(served: Served) -> Rows:
-    return np.zeros((0, served.embedder.width), np.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,55 +143,38 @@ class Pictures:
 
     def __init__(self, shards: Path, config: StoreConfig) -> None:
         self._shards, self._fetch = shards, fetcher(config)
-        self._lock = threading.Lock()
-        self._known: tuple[str, str | None, dict[str, Shard]] = ("", None, {})
 
     def missing_because(self, served: Served) -> str | None:
         """Why the pictures cannot be shown; None if they can."""
-        if served.index.has_thumbnails:
-            return None
-        return self._compared(served.index.header.shards_digest)[0]
+        tars = {} if served.index.has_thumbnails else self._tars(served)
+        return tars if isinstance(tars, str) else None
 
     def read(self, served: Served, item: IndexedImage, *, large: bool = False) -> bytes:
-        """A JPEG.
+        """A JPEG: the thumbnail; with `large`, or without thumbnails, the picture of the shards, if they are here.
 
-        Args:
-            served: the release.
-            item: of its index.
-            large: the picture of the shards, if they are here; else the thumbnail, if there is one.
-
-        Raises:
-            AlignError: it is not here; the message says why.
+        Raises AlignError: it is not here; the message says why.
         """
-        found: tuple[str | None, dict[str, Shard]] = (None, {})
-        if large or not served.index.has_thumbnails:
-            found = self._compared(served.index.header.shards_digest)
-        reason, shards = found
-        if served.index.has_thumbnails and (reason is not None or not large):
-            return served.index.thumbnail(item.key)
-        if reason is not None:
-            raise DataError(reason)
-        return item.image(local_tar(self._shards, shards[item.shard], self._fetch))
+        has_thumbnails = served.index.has_thumbnails
+        tars = "" if has_thumbnails and not large else self._tars(served)
+        if not isinstance(tars, str):
+            return item.image(local_tar(self._shards, tars[item.shard], self._fetch))
+        if not has_thumbnails:
+            raise DataError(tars)
+        return served.index.thumbnail(item.key)
 
-    def _compared(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
-        stamp = f"{wanted} {_changed(self._shards / MANIFEST)}"
-        with self._lock:
-            if self._known[0] != stamp:
-                self._known = (stamp, *self._compare(wanted))
-            return self._known[1:]
-
-    def _compare(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
-        try:
-            manifest = read_manifest(self._shards)
-        except AlignError as error:
-            return f"the pictures are not here: {error}", {}
-        if manifest.digest != wanted:
-            return f"the pictures are not here: {self._shards} has another version of the data than the index", {}
-        return None, manifest.tars
+    def _tars(self, served: Served) -> dict[str, Shard] | str:
+        """The tars of what was indexed, or why they are not here."""
+        file = self._shards / MANIFEST
+        changed = file.stat().st_mtime_ns if file.is_file() else None
+        return _compared(self._shards, served.index.header.shards_digest, changed)
 
 
-def _changed(file: Path) -> int | None:
+@lru_cache(maxsize=2)
+def _compared(shards: Path, wanted: str, changed: int | None) -> dict[str, Shard] | str:
     try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
+        manifest = read_manifest(shards)
+    except AlignError as error:
+        return f"the pictures are not here: {error}"
+    if manifest.digest != wanted:
+        return f"the pictures are not here: {shards} has another version of the data than the index"
+    return manifest.tars

@@ -19,7 +19,6 @@ from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.service.answers import FoundPair, Health, ItemAnswer, PairShown, SearchQuery
 from align.search.service.champion import Champion
 from align.search.service.decode import Decoders
-from align.search.service.limits import RequestMetrics
 from align.search.service.model_queue import ModelQueue
 from align.search.service.queries import facts, version
 from align.search.service.served import Pictures, Served
@@ -49,7 +48,6 @@ class SearchService(Collector):
         decoders: of pictures that people send.
         pictures: of the index.
         registry: what Prometheus reads.
-        requests: their counts, in `registry`.
     """
 
     def __init__(
@@ -61,7 +59,6 @@ class SearchService(Collector):
         self.decoders = Decoders(max_pixels=config.max_image_pixels)
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        self.requests = RequestMetrics(self.registry)
 
     def close(self) -> None:
         """Ends threads and processes."""
@@ -128,7 +125,7 @@ class SearchService(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
-        """Values of this moment, for Prometheus; `requests` counts requests."""
+        """Values of this moment, for Prometheus; `Limits` counts requests."""
         served, model = self.champion.served, self.model
         yield GaugeMetricFamily("align_search_queue", "Queries that wait.", model.num_waiting)
         yield CounterMetricFamily("align_search_passes", "Forward passes.", model.num_passes)

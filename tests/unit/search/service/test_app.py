@@ -29,9 +29,9 @@ def ask(made, method, path, **more):
     return asyncio.run(send(made, method, path, **more))
 
 
-async def send(made, method, path, address="127.0.0.1", app=None, **more):
+async def send(made, method, path, address="127.0.0.1", **more):
     """The same in a loop, from an address."""
-    transport = httpx.ASGITransport(app or guarded(made, PORT), raise_app_exceptions=False, client=(address, 5))
+    transport = httpx.ASGITransport(guarded(made, PORT), raise_app_exceptions=False, client=(address, 5))
     async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as client:
         return await client.request(method, path, **more)
 
@@ -156,16 +156,14 @@ class Stuck(Decoders):
 def test_a_client_with_many_slow_pictures_delays_no_other(world):
     with service(world, served(world)) as made:
         made.decoders = stuck = Stuck()
-        app = guarded(made, PORT)
 
         async def attack():
             slow = [
-                asyncio.create_task(send(made, "POST", "/embed/image", "127.0.0.2", app, content=SLOW))
-                for _ in range(6)
+                asyncio.create_task(send(made, "POST", "/embed/image", "127.0.0.2", content=SLOW)) for _ in range(6)
             ]
             while stuck.num < 2:
                 await asyncio.sleep(0.01)
-            other = await send(made, "POST", "/search/image?limit=1", app=app, content=square("red"))
+            other = await send(made, "POST", "/search/image?limit=1", content=square("red"))
             stuck.go.set()
             return [other.status_code, *(answer.status_code for answer in await asyncio.gather(*slow))]
 

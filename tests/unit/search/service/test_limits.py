@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from align.search.service import limits as service_limits
 from align.search.service.answers import EmbedRequest
-from align.search.service.limits import MAX_TEXT_BYTES, Limits, RequestMetrics
+from align.search.service.limits import MAX_TEXT_BYTES, Limits
 from tests.support.served import limits
 
 
@@ -41,8 +41,8 @@ async def reads_all(scope, receive, send):
 
 
 def limited(registry=None, app=reads_all, by_client=True, **values):
-    requests = RequestMetrics(registry or CollectorRegistry())
-    return Limits(app, limits(**{"max_body_bytes": 2 * MAX_TEXT_BYTES, **values}), requests, by_client=by_client)
+    config = limits(**{"max_body_bytes": 2 * MAX_TEXT_BYTES, **values})
+    return Limits(app, config, registry or CollectorRegistry(), by_client=by_client)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def serve_until(
         await asyncio.wait([serving, end], timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         if log is not None:
             shorten(log)
-    server.stop()
+    server.stop()  # type: ignore[no-untyped-call]  # granian
     try:
         await asyncio.wait_for(serving, _GRACE_S)
     except TimeoutError:  # what is still in flight is cut off

@@ -1,8 +1,6 @@
 """`align serve`: what it refuses before it serves, and what a checkout knows of a picture."""
 
-import gc
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,7 @@ from align.filter.rules import RULES
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
 from align.lineage.versions.raw_pairs import find_pairs
-from align.search.service.served import Folders, Release
-from align.serve import _loaded, _PairOf, _service, login_of
+from align.serve import _PairOf, _service, login_of
 from tests.support import small_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
@@ -81,17 +78,6 @@ def test_a_wrong_port_is_said(monkeypatch, capsys):
     monkeypatch.setenv("ALIGN_SEARCH_PORT", "70000")
     assert serve() == 1
     assert "ALIGN_SEARCH_PORT=70000: expected a port" in capsys.readouterr().err
-
-
-def test_what_is_loaded_is_not_looked_at_again_by_the_collector(monkeypatch):
-    release = Release("1" * 64, "align")
-    monkeypatch.setattr("align.search.service.served.load", lambda release, folders: [release, folders])
-    try:
-        pair = _loaded(release, Folders(Path("model"), Path("index")))
-        assert pair[0] is release and gc.get_freeze_count() > 10_000
-        assert not any(one is pair for one in gc.get_objects())
-    finally:
-        gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,8 @@ class ModelQueue:
 
     def _run(self) -> None:
         while not (self._ended and self._queue.empty()):
-            batch, size = [], 0
+            batch: list[_Waiting] = []
+            size = 0
             while size < self._max_batch and not (batch and self._queue.empty()):
                 if (one := self._queue.get()) is None:
                     break

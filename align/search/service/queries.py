@@ -136,6 +136,7 @@ def version(served: Served) -> ServedVersion:
         run_id=release.run_id,
         model_digest=served.index.header.model_digest,
         digest=release.digest,
+        origin=served.origin,
     )
 
 

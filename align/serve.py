@@ -58,27 +58,27 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(f"{TRUST} is set, and only registered models are signed: serve the champion, or unset it")
     if login and ":" not in login:
         raise ConfigError("ALIGN_SEARCH_LOGIN: expected user:password")
-    socket = listening(bind, port)
-    config = params.section(ServeConfig)
     own = args.local or args.index is not None or args.model is not None
     if own and args.ready:
         raise ConfigError("serve: give --ready alone, or --local, --index and --model")
-    service = _service(params, _own_paths(params, args) if own else None, args.ready)
-    app = Limits(make_app(service), config, service.requests, service.buckets)
-    names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
-    guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
-    service.champion.start()
-    show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
-    try:
-        of_address = None if names else config.max_connections // 2  # a proxy is one address
-        bounds = Bounds(config.max_connections, of_address, _HEAD_TIMEOUT_S)
-        log = os.environ.get("ALIGN_SERVER_LOG")
-        made = server(
-            guard, bounds, log=Path(log) if log else None, server_header=False, timeout_graceful_shutdown=_GRACE_S
-        )
-        made.run(sockets=[socket])
-    finally:
-        service.close()
+    config = params.section(ServeConfig)
+    with listening(bind, port) as socket:  # closed after a refusal, too
+        service = _service(params, _own_paths(params, args) if own else None, args.ready)
+        app = Limits(make_app(service), config, service.requests, service.buckets)
+        names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
+        guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
+        service.champion.start()
+        show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
+        try:
+            of_address = None if names else config.max_connections // 2  # a proxy is one address
+            bounds = Bounds(config.max_connections, of_address, _HEAD_TIMEOUT_S)
+            log = os.environ.get("ALIGN_SERVER_LOG")
+            made = server(
+                guard, bounds, log=Path(log) if log else None, server_header=False, timeout_graceful_shutdown=_GRACE_S
+            )
+            made.run(sockets=[socket])
+        finally:
+            service.close()
 
 
 def _own_paths(params: Params, args: argparse.Namespace) -> PathsConfig:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.display.console import say
-from align.formats.image_index import ImageIndex, write_index
+from align.formats.image_index import ImageIndex, IndexFacts, write_index
 from align.formats.indexed_images import Vectors32
 from align.search.service.answers import SearchQuery
 from align.search.service.queries import answer, bounded
@@ -66,7 +66,7 @@ def _images(num: int) -> Iterator[tuple[pa.Table, Vectors32]]:
 def build(folder: Path, num: int) -> None:
     """Writes the index."""
     vectors = partial(VectorIndex.build, num_vectors=num, exact_below=EXACT_BELOW)
-    write_index(folder, _images(num), vectors, model_digest="m", shards_digest="s", thumbnail_px=0)
+    write_index(folder, _images(num), vectors, IndexFacts(model_digest="m", shards_digest="s", thumbnail_px=0))
 
 
 def queries(index: ImageIndex, number: int) -> Iterator[SearchQuery]:

@@ -102,7 +102,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
             end = _schedule_end(client, run, judged, until)
         about = f"Until {until:%Y-%m-%d %H:%M} UTC; then this run ends, and nothing is moved."
         page = put_markdown("approval", "what is to be approved", f"{about}\n\n{judged.page}")
-        form = Answer.with_initial_data(description=f"{question(judged)} [All gates and figures]({_FROM_RUN}{page})")
+        form = Answer.with_initial_data(description=f"{question(judged)} [All figures]({_FROM_RUN}{page})")
         try:
             answer = suspend_flow_run(wait_for_input=form, key="approval")
         except ValidationError:
@@ -147,9 +147,9 @@ def ask(decision: dict[str, Any], hours: float) -> str:
 
 
 def question(judged: Judged) -> str:
-    """What a person decides, in a sentence of Markdown."""
-    replaced = f" in place of version {judged.champion}" if judged.champion else ""
-    return f"Make version {judged.version} the champion{replaced}: {plain_markdown(judged.why)}?"
+    """What a person decides, and why they may, as Markdown."""
+    why = plain_markdown(judged.why[:1].upper() + judged.why[1:])
+    return f"Make version {judged.version} the champion? {why}."
 
 
 def decision_page(decision: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def train_elsewhere(run: RunContext) -> RunContext:
     try:
         network_git(run.root, "push", "--quiet", ORIGIN, f"{commit}:{REFS}/{commit}")
         ended = run_deployment(
-            f"{FLOW}/{pool}", flow_run_name=f"training of {run.name}",
+            f"{FLOW}/{pool}", flow_run_name=f"training of {run.name} in {pool}",
             parameters={
                 "name": run.name, "commit": commit, "stages": asked, "mlflow_run_id": run.mlflow_run_id or "",
             },

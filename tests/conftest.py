@@ -21,6 +21,8 @@ warm.use_in_multiprocessing()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
 # times as long. Set before torch and numpy are imported; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a server Prefect would start one in the middle of a test, whose connections it never closes.
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 # A worker's main module has no file. From that pyspark concludes that it is in a doctest and ends the process once
 # Great Expectations imports it. The file named here is empty, since spawned processes run it.
 if not hasattr(sys.modules["__main__"], "__file__"):

@@ -11,7 +11,7 @@ With thumbnails the folder needs nothing else to show what it finds, and where t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
@@ -46,28 +47,38 @@ CATALOGUE = "catalogue"
 _NUM_FILTERS = 16
 
 
-class IndexHeader(StoredModel):
-    """index.json: the images and the model that the vectors were made from.
+class IndexFacts(StoredModel):
+    """What an index was made from, and what was found.
 
     Attributes:
         model_digest: of the model.
         shards_digest: of the shards.
-        num_items: the number of images.
-        width: length of a vector.
         thumbnail_px: longest side of a thumbnail; 0: there are none.
         rules: code of each rule of the filter -> what it drops, as a condition, None if it was off; none of them
             dropped a pair that is here. Empty: nobody knows the rules.
+        warning: why its answers may be wrong, as `align index` found; None: it found nothing, or did not look.
+    """
+
+    model_digest: str
+    shards_digest: str
+    thumbnail_px: int
+    rules: dict[str, str | None] = Field(default_factory=dict)
+    warning: str | None = None
+
+
+class IndexHeader(IndexFacts):
+    """index.json.
+
+    Attributes:
+        num_items: the number of images.
+        width: length of a vector.
         files: name -> size in bytes, of all other files.
         vectors_sha256: file of vectors -> hex sha256; the tables have checksums of their own.
     """
 
     schema_version: Literal[5] = 5
-    model_digest: str
-    shards_digest: str
     num_items: int
     width: int
-    thumbnail_px: int
-    rules: dict[str, str | None]
     files: dict[str, int]
     vectors_sha256: dict[str, str]
 
@@ -84,34 +95,27 @@ def write_index(
     directory: Path,
     images: Iterable[tuple[pa.Table, Vectors32]],
     build: Callable[[Iterator[Vectors32], Path], Vectors],
-    *,
-    model_digest: str,
-    shards_digest: str,
-    thumbnail_px: int,
-    rules: Mapping[str, str | None] | None = None,
+    facts: IndexFacts,
 ) -> None:
-    """Writes the files; equal contents are equal bytes. What is not named here is as in `IndexHeader`.
+    """Writes the files; equal contents are equal bytes.
 
     Args:
         directory: exists; hidden files in it are not of the index.
         images: some at a time, see `write_images`; at least one.
         build: writes their vectors to a file.
-        rules: None: nobody knows them.
+        facts: what it is made from.
 
     Raises:
         CorruptError: not as many vectors as images were written.
     """
-    vectors = build(write_images(directory, images, thumbnails=thumbnail_px > 0), directory / VECTORS)
+    vectors = build(write_images(directory, images, thumbnails=facts.thumbnail_px > 0), directory / VECTORS)
     if len(vectors) != (num_images := pq.read_metadata(directory / ITEMS).num_rows):
         raise CorruptError(f"{directory}: {len(vectors)} vectors for {num_images} images")
     files = [path for path in sorted(directory.iterdir()) if not path.name.startswith(".") and path.name != _HEADER]
     header = IndexHeader(
-        model_digest=model_digest,
-        shards_digest=shards_digest,
+        **facts.model_dump(),
         num_items=num_images,
         width=vectors.width,
-        thumbnail_px=thumbnail_px,
-        rules=dict(rules or {}),
         files={path.name: path.stat().st_size for path in files},
         vectors_sha256={path.name: sha256_file(path) for path in files if path.match("vectors.*")},
     )

@@ -130,6 +130,12 @@ def read_config(directory: Path) -> ModelFolderConfig:
         raise DataError(f"{path}: not a model configuration of this version: {' '.join(str(error).split())}") from None
 
 
+def origin(directory: Path) -> str:
+    """What trained the model of a folder, as far as this project knows, for people. Raises as `read_config`."""
+    data = () if library_model(directory) else read_config(directory).trained_on
+    return f"trained here on data {', '.join(one[:12] for one in data)}" if data else "trained elsewhere"
+
+
 def leave_out_import_name(directory: Path) -> None:
     """Removes from config.json the name of the folder that was imported. Raises DataError, FormatError as
     `read_config`.

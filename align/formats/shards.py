@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,9 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError
 from align.formats.json_file import StoredModel, read_if_exists
 from align.interfaces.store import FetchTar
+
+#: numpy parses the head of a file as Python does, and Python 3.11 fails where two threads do that at a time.
+_ONE_HEAD = threading.Lock()
 
 MANIFEST = "manifest.json"
 #: In `store.cache`: a folder for each index of given tars.
@@ -165,7 +169,8 @@ def read_offsets(path: Path, sha256: str) -> NDArray[np.int64]:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptError(f"{path}: {'damaged' if data else 'missing'}; run `dvc checkout`, or `align shard` again")
-    offsets: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
+    with _ONE_HEAD:
+        offsets: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
     return offsets
 
 

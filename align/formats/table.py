@@ -83,7 +83,7 @@ class Table:
     Attributes:
         names: of its columns that hold texts, numbers, or lists of these; a list without header may have more.
         has_header: whether it has these names itself.
-        is_empty: it has no row that can be read.
+        is_empty: it has no row that can be read, but perhaps names of columns.
         first_row: the number of the first one, as spreadsheets count: a line of names is a row, too.
         layout: what is not usual in the way it is written; else empty.
 
@@ -210,7 +210,9 @@ class Table:
         def begun(*, tabs: bool) -> tuple[Layout, list[str]]:
             self._stream.seek(0)
             layout = layout_of(self._stream, tabs=tabs)
-            return layout, next((row for row in separated_rows(self._stream, layout) if row is not None), [])
+            rows = (row for row in separated_rows(self._stream, layout) if row is not None)
+            first, self.is_empty = next(rows, []), next(rows, None) is None
+            return layout, first
 
         def names_of(values: Iterable[str]) -> list[str]:
             return [value.strip().strip('"') for value in values]
@@ -221,10 +223,9 @@ class Table:
             if len(parts) > 1 and (is_picture_name(parts[0]) or has_usual(parts)):
                 layout, first = begun(tabs=False)
         self.layout = str(layout)
-        self.is_empty = not first
         order = names_of(first)
         if any(map(_names_picture, first)) or (is_plain and not has_usual(order)):
-            self.has_header = False
+            self.has_header, self.is_empty = False, not first
             is_second = any(map(_names_picture, first[1:2])) and not _names_picture(first[0])
             order = ["text", "picture"] if is_second else ["picture", "text", "page"]
             order += [f"column {number}" for number in range(len(order) + 1, len(first) + 1)]

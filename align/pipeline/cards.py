@@ -138,9 +138,10 @@ def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> N
     lines = [f"{asked}: {card.num_gb:g} GB, {card.tflops:g} TFLOP/s and {card.tb_per_s:g} TB/s each"]
     for stage, one in found.items():
         short = "" if one["rank_bytes"] < card.num_gb * 1e9 else f", too much: lower {stage}.micro_batch"
-        hours, asked_for = one["num_pairs"] / one["pairs_per_s"] / 3600, params.values[stage]["batch_size"]
+        taken_s, asked_for = one["num_pairs"] / one["pairs_per_s"], params.values[stage]["batch_size"]
+        taken = duration(taken_s) if taken_s >= 60 else f"{_figure(taken_s)} s"
         nearest = f"; {stage}.batch_size {asked_for:,} does not fit" if asked_for != one["batch_size"] else ""
-        cost = "" if price is None else f", {_figure(hours * num_cards * price)} at {price:g} a card and hour"
+        cost = "" if price is None else f", {_figure(taken_s / 3600 * num_cards * price)} at {price:g} a card and hour"
         rank, state = (_figure(one[name] / 1e9) for name in ("rank_bytes", "state_bytes"))
         operations, by_peak = (_figure(one[name] / 1e9) for name in ("operations_per_pair", "limited_by_peak"))
         moved, by_bandwidth = (_figure(one[name] / 1e6) for name in ("bytes_per_pair", "limited_by_bandwidth"))
@@ -153,7 +154,7 @@ def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> N
             f"  a pair  {operations} GFLOP, {moved} MB moved",
             f"          the {peak} limits {by_peak} GFLOP, the bandwidth {by_bandwidth} MB",
             f"  loader  {_figure(one['loader_cores'])} cores in all, for pictures of {one['picture_px']} px",
-            f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {duration(hours * 3600)}{cost}",
+            f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {taken}{cost}",
         ]
     lines += [
         "Counted: weights, moments, activations; operations and bytes of both towers, with what is computed again.",

@@ -31,9 +31,9 @@ from align.display.console import say, track
 from align.durable.files import sha256_file
 from align.durable.work import key_of, work_directory
 from align.errors import ConfigError, DataError
-from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, write_index
+from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, IndexFacts, write_index
 from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32
-from align.formats.model_folder import library_model, model_digest, read_config
+from align.formats.model_folder import model_digest, origin
 from align.formats.table import PICTURE_COLUMNS, TEXT_COLUMNS, Table, find_column
 from align.formats.written_numbers import read_column
 from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
@@ -56,6 +56,7 @@ _PIECES = ".embedded"
 #: Rows by whose texts the model is tried, so many that fewer tell nothing, and the share of the others that a picture
 #: comes before if the model knows such.
 _NUM_ASKED, _FEW, _KNOWN = 80, 20, 0.6
+_UNKNOWN = "the model may know another kind of pictures, or these texts do not say what they show"
 _SCHEMA = pa.schema([("image_id", pa.string()), ("thumbnail", pa.binary()), ("vector", pa.binary())])
 
 
@@ -185,25 +186,30 @@ def index_catalogue(
 
         some = {one.image_id: one.text for one in entries[:: len(entries) // _NUM_ASKED + 1]}
         vectors = np.stack([np.frombuffer(embedded(image_id)[1], "<f4") for image_id in some])
+        warning = None
         if len({*some.values()}) >= _FEW:
-            say(f"index: {_matched([*some.values()], vectors, encoder)}")
+            said, is_known = _matched([*some.values()], vectors, encoder)
+            warning = None if is_known else f"{said}: {_UNKNOWN}"
+            say(f"index: {warning or said}")
         build = partial(VectorIndex.build, num_vectors=len(entries), exact_below=config.exact_below)
-        images, small_px = _images(entries, found.columns, embedded), config.thumbnail_px
-        write_index(folder, images, build, model_digest=digest, shards_digest=content, thumbnail_px=small_px)
+        facts = IndexFacts(
+            model_digest=digest, shards_digest=content, thumbnail_px=config.thumbnail_px, warning=warning
+        )
+        write_index(folder, _images(entries, found.columns, embedded), build, facts)
         shutil.rmtree(folder / _PIECES)
     say(f"index: {len(entries):,} images of {source}; {len(lacking):,} pictures were embedded -> {out}")
     return len(lacking)
 
 
-def _matched(texts: Sequence[str], vectors: Vectors32, encoder: Encoder) -> str:
-    """How well the model finds pictures, by their (number, width) vectors, from their own texts, in words."""
+def _matched(texts: Sequence[str], vectors: Vectors32, encoder: Encoder) -> tuple[str, bool]:
+    """How well the model finds pictures, by their (number, width) vectors, from their own texts, in words; whether it
+    knows such pictures.
+    """
     scores = np.asarray(encoder.embed_texts(texts)) @ vectors.T
     own = scores.diagonal()[:, np.newaxis]
     wins = np.count_nonzero(own > scores) + (np.count_nonzero(own == scores) - len(texts)) / 2
     share = wins / (len(texts) * (len(texts) - 1))
-    said = f"the text of a row finds its picture before {share:.0%} of the others; by chance 50%"
-    warning = ": the model may know another kind of pictures, or these texts do not say what they show"
-    return said if share > _KNOWN else said + warning
+    return f"the text of a row finds its picture before {share:.0%} of the others; by chance 50%", bool(share > _KNOWN)
 
 
 def _images(
@@ -298,9 +304,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     require_no_out("--out", out := args.out or OUT)
     model = given_model(args.model, params)
     encoder, digest = Embedder.load(model), model_digest(model)
-    trained = [] if library_model(model) else read_config(model).trained_on
-    on = f"here on data {', '.join(one[:12] for one in trained)}" if trained else "elsewhere"
-    say(f"index: the model in {model}, trained {on}")
+    say(f"index: the model in {model}, {origin(model)}")
     config, reading = params.section(IndexConfig), params.section(IngestConfig)
     source = Path(args.source or params.section(PathsConfig).archive)
     index_catalogue(config, source, reading, encoder, digest, out, update=args.update)

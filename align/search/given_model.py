@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from align.services.tracking.tracker import Tracker
 
 _FETCHED = Path(".align/models")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
 
 
@@ -77,8 +78,13 @@ def model_files(source: str) -> Iterator[Path]:
     if not source.startswith("models:"):
         folder = Path(source)
         if not os.path.isdir(source):  # noqa: PTH112 - as above
+            hub = (
+                f"; if the Hugging Face hub has it: `hf download {source} --local-dir {folder.name}` where there is a "
+                f"network, then --model {folder.name}"
+            )
             raise DataError(
                 f"{source}: no such folder; give a model folder, or a version such as models:/align@champion"
+                + (hub if _HUB_NAME.fullmatch(source) else "")
             )
         yield folder
         return
@@ -93,7 +99,11 @@ def _registered(source: str) -> tuple[Tracker, Version]:
         raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
     from align.services.tracking.address import require_store
 
-    require_store()
+    try:
+        require_store()
+    except DataError as error:
+        named = found["alias"] or source
+        raise DataError(f"{named}: no folder of this name, and {error}") from None
     from align.services.tracking.tracker import Tracker  # imports MLflow, which a folder does not need
 
     tracker = Tracker()

@@ -33,7 +33,7 @@ from align.durable.files import replace_directory, require_replaceable, write_by
 from align.durable.steps import Work
 from align.durable.work import SCRATCH, key_of, work_directory
 from align.errors import DataError, FormatError
-from align.formats.image_index import Hit, ImageIndex, IndexedImage, write_index
+from align.formats.image_index import Hit, ImageIndex, IndexedImage, IndexFacts, write_index
 from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import local_tar, read_manifest
@@ -257,10 +257,10 @@ def index(
                     yield rows, np.frombuffer(b"".join(rows["vector"].to_pylist()), "<f4").reshape(len(rows), -1)
 
         build = partial(VectorIndex.build, num_vectors=num_images, exact_below=config.exact_below)
-        write_index(
-            folder, images(), build, model_digest=model.digest, shards_digest=manifest.digest,
-            thumbnail_px=config.thumbnail_px, rules=rules,
-        )  # fmt: skip
+        facts = IndexFacts(
+            model_digest=model.digest, shards_digest=manifest.digest, thumbnail_px=config.thumbnail_px, rules=rules
+        )
+        write_index(folder, images(), build, facts)
         index = ImageIndex.load(folder, VectorIndex.load)
         tars = manifest.tars
 

@@ -66,7 +66,9 @@ def test_data_on_one_machine_and_training_on_a_second(here, s3, tmp_path):
         assert here.wait_for(again, *ENDS, timeout_s=300) == "COMPLETED", here.logs(again)
     finally:
         second.close()
-    parts = [part["id"] for one in (run, again) for part in here.parts(one) if part["name"] == "training of far"]
+    parts = [
+        part["id"] for one in (run, again) for part in here.parts(one) if part["name"].startswith("training of far")
+    ]
     there = "\n".join(line for part in parts for line in here.logs(part))
     said = "\n".join([*here.logs(run), *here.logs(again)])  # with those of the parts
     for stage, on_second in (("shard", 0), ("pretrain", 1), ("finetune", 1)):

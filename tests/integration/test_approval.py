@@ -48,6 +48,8 @@ def ask(stack):
     approvals = [each for each in runs(stack) if not each["parameters"].get("ends")]
     waiting = max(approvals, key=lambda each: str(each["created"]))["id"]
     assert stack.wait_for(waiting, "PAUSED", *ENDS) == "PAUSED", stack.logs(waiting)
+    form = f"/flow_runs/{waiting}/input/filter"  # Prefect stores it after the state
+    wait_until(lambda: stack.ask(form, {"prefix": "suspended"}))
     return str(waiting)
 
 

@@ -38,7 +38,7 @@ def click(stack, name, seed, seconds=0, pool="gpu"):
 
 def parts(stack, name):
     """The flow runs of the pool's machine for a run, in the order of time."""
-    question = {"flow_runs": {"name": {"any_": [f"training of {name}"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    question = {"flow_runs": {"name": {"any_": [f"training of {name} in gpu"]}}, "sort": "EXPECTED_START_TIME_ASC"}
     return list(stack.ask("/flow_runs/filter", question))
 
 

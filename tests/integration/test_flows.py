@@ -160,6 +160,8 @@ def test_cancelled_from_the_ui_the_checkpoint_survives_and_a_retry_goes_on(stack
     assert tags["mlflow.source.git.commit"] == git(stack.root, "rev-parse", "HEAD")
     assert tags["mlflow.source.name"] == "deployment train-and-release" and tags["mlflow.user"]
 
+    worker = stack.root / ".align/logs/worker.log"  # before it says so, it would call a new attempt crashed
+    wait_until(lambda: "Cancelled flow run 'cancelled'" in worker.read_text(), says=worker.read_text)
     (stack.root / "checkpoints/enough-61").touch()  # the trainer ends after a step
     assert stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}})
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)

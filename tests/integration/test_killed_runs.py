@@ -114,7 +114,7 @@ def test_a_killed_promotion_is_given_its_end(stack, slow_promotion):
     stack.wait_for_line(run, "works")
     assert repair(stack) == ["no killed run is left to repair"]
     listed = stack.run("-m", "align.cli", "runs", "--json")
-    assert "promote" not in [each["name"] for each in json.loads(listed.stdout)["runs"]]  # it makes no model
+    assert "by hand" not in [each["name"] for each in json.loads(listed.stdout)["runs"]]  # it makes no model
     process = stack.flow_process(run)
     worker = psutil.Process(json.loads((stack.root / ".align/services.json").read_text())["worker"]["pid"])
     worker.suspend()  # it would say so itself
@@ -122,13 +122,13 @@ def test_a_killed_promotion_is_given_its_end(stack, slow_promotion):
     try:
         process.kill()
         wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
-        assert kinds(stack, "promote") == (["RUNNING"], ["RUNNING"])
+        assert kinds(stack, "by hand") == (["RUNNING"], ["RUNNING"])
         [line] = repair(stack)
     finally:
         worker.resume()
-    ended = "in Prefect flow run promote is Crashed, 0 sub-flows and 1 tasks are Crashed"
+    ended = "in Prefect flow run by hand is Crashed, 0 sub-flows and 1 tasks are Crashed"
     assert line == f"flow promote was killed: {ended}"
-    assert kinds(stack, "promote") == (["CRASHED"], ["CRASHED"])
+    assert kinds(stack, "by hand") == (["CRASHED"], ["CRASHED"])
     nothing_is_left(stack)
 
 

@@ -48,6 +48,8 @@ class UrlTable:
             listed = [file for file in listed if not file.lower().endswith(PLAIN_LISTS) or self._is_list(file)]
         if not listed:
             raise DataError(f"{location}: no table exists there, and no .txt that begins with addresses")
+        if len(listed) == 1 and self._is_empty(listed[0]):
+            raise DataError(f"{listed[0]}: the table is empty")
         self.files = listed
         self._folders = sorted({parent(file) for file in listed if not is_on_web(file)})
         self._resolver = Resolver("")
@@ -71,6 +73,11 @@ class UrlTable:
         with suppress(DataError):
             for pairs in self._tables.rows(file, Counter(), str):
                 yield self._picture(file, pairs, pictures).file
+
+    def _is_empty(self, file: str) -> bool:
+        with suppress(DataError), self._tables.open(file) as table:  # damaged: `scan` says so
+            return table.is_empty
+        return False
 
     def _is_list(self, file: str) -> bool:
         """Whether a .txt is a list of addresses, and not a licence or note: half of its first lines have an address, or

@@ -65,6 +65,7 @@ class ServedVersion(BaseModel):
         run_id: the MLflow run that made it.
         model_digest: of the model's files, by which the index names it.
         digest: names the model together with the index.
+        origin: what trained the model, in words.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ServedVersion(BaseModel):
     run_id: str | None
     model_digest: str
     digest: str
+    origin: str
 
 
 class Shown(BaseModel):

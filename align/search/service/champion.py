@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from align.display.console import say
@@ -78,8 +79,8 @@ class Champion:
     def warnings(self) -> list[str]:
         """All that a person should know."""
         served = self._served
-        notes = self._source.warnings(served.release) if served else []
-        return [*filter(None, [self.problem, self._take_downs.problem]), *notes]
+        notes = [*self._source.warnings(served.release), served.index.header.warning] if served else []
+        return [*filter(None, [self.problem, self._take_downs.problem, *notes])]
 
     def start(self) -> None:
         """Begins to follow."""
@@ -119,7 +120,7 @@ class Champion:
     def _masked(self, served: Served) -> Served:
         """The same without what is taken down at this moment."""
         down = self._take_downs
-        return Served(served.release, served.embedder, down.masked(served.index), down.digest)
+        return replace(served, index=down.masked(served.index), take_downs=down.digest)
 
     def _repeat(self, do: Callable[[], None]) -> None:
         do()
@@ -139,7 +140,7 @@ class Champion:
             self._problem = None
             return
         if served and served.release.digest == wanted.digest:  # another name, or other tags, of the same bytes
-            self._serve(Served(wanted, served.embedder, served.index))
+            self._serve(replace(served, release=wanted))
             self._problem = None
             return
         digest, next_attempt, pause_s = self._failed
@@ -155,7 +156,8 @@ class Champion:
         self._problem, self._failed = None, ("", 0.0, 0.0)
         if served:
             self.num_swaps += 1
-        say(f"serve: {wanted.describe()}, {new.index.num_images:,} images")
+        said = [wanted.describe(), f"{new.index.num_images:,} images", new.origin, new.index.header.warning]
+        say(f"serve: {', '.join(filter(None, said))}")
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:

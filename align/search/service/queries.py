@@ -131,7 +131,7 @@ def version(served: Served) -> ServedVersion:
     """What is served, for an answer."""
     release = served.release
     fields = {name: getattr(release, name) for name in ("name", "version", "run_id", "digest")}
-    return ServedVersion(**fields, model_digest=served.index.header.model_digest)
+    return ServedVersion(**fields, model_digest=served.index.header.model_digest, origin=served.origin)
 
 
 def facts(served: Served, item: IndexedImage) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
-from align.formats.model_folder import TOKENIZER, TOKENIZER_FOLDER, model_digest
+from align.formats.model_folder import TOKENIZER, TOKENIZER_FOLDER, model_digest, origin
 from align.formats.shards import MANIFEST, Shard, local_tar, read_manifest
 from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
@@ -86,12 +86,14 @@ class Served:
         embedder: the model.
         index: its index, without what is taken down.
         take_downs: names the list of what is taken down; None: there is none.
+        origin: what trained the model, for people.
     """
 
     release: Release
     embedder: Embedder
     index: ImageIndex
     take_downs: str | None = None
+    origin: str = ""
 
 
 def require_quick(model: Path) -> None:
@@ -132,7 +134,7 @@ def load(release: Release, folders: Folders) -> Served:
     vector = embedder.embed_texts([_TRIED_WITH])[0]
     if not np.isfinite(vector).all() or not index.search(vector, 1):
         raise DataError(f"{folders.model}: the query {_TRIED_WITH!r} has no answer; the model or its index is broken")
-    return Served(release, embedder, index)
+    return Served(release, embedder, index, origin=origin(folders.model))
 
 
 class Pictures:

@@ -49,7 +49,7 @@ def test_the_page_is_the_one_that_promote_wrote(tmp_path):
     assert "worse" in decision_page(decision | {"page": f"{tmp_path}/gone/promotion.html"})
 
 
-def test_the_form_is_one_sentence_one_link_and_three_fields(monkeypatch):
+def test_the_form_is_a_question_its_reason_one_link_and_three_fields(monkeypatch):
     client, shown, asked = Prefect([run(created=datetime.now(UTC))]), [], []
     use(monkeypatch, client)
     monkeypatch.setattr(module, "put_markdown", lambda key, about, text: shown.append(text) or "a1")
@@ -62,8 +62,8 @@ def test_the_form_is_one_sentence_one_link_and_three_fields(monkeypatch):
     with pytest.raises(RuntimeError, match="it waits"):
         module.approve.fn(JUDGED.model_copy(update={"why": "mean of *a* is 4.3%", "page": "| gate |"}))
     assert asked[0]._description == (
-        r"Make version 3 the champion in place of version 1: mean of \*a\* is 4.3%? "
-        "[All gates and figures](../../artifacts/artifact/a1)"
+        r"Make version 3 the champion? Mean of \*a\* is 4.3%. "
+        "[All figures](../../artifacts/artifact/a1)"
     )
     assert "| gate |" in shown[0] and shown[0].startswith("Until ")
     fields = Answer.model_json_schema()["properties"]

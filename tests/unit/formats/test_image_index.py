@@ -11,7 +11,7 @@ import pytest
 
 from align.durable.files import replace_directory
 from align.errors import CorruptError, DataError, FormatError
-from align.formats.image_index import ImageIndex, write_index
+from align.formats.image_index import ImageIndex, IndexFacts, write_index
 from align.formats.indexed_images import IndexedImage
 from align.services.vector_index import VectorIndex
 from tests.support import indexed
@@ -43,7 +43,8 @@ def write(folder, *, thumbnail_px=160, exact_below=100):
         partial(VectorIndex.build, num_vectors=8, exact_below=exact_below),
     )
     with replace_directory(folder, "index") as part:
-        write_index(part, images(), build, model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px, rules=rules)
+        facts = IndexFacts(model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px, rules=rules)
+        write_index(part, images(), build, facts)
     return folder
 
 

@@ -147,6 +147,14 @@ def test_what_is_refused_leaves_nothing(made, tmp_path, monkeypatch, capsys, wor
     assert sorted(work.rglob("*")) == before
 
 
+@pytest.mark.parametrize("profile, header", [("photographs", "file,caption"), ("url_table", "url,caption")])
+def test_a_table_with_names_of_columns_alone_is_refused(tmp_path, monkeypatch, capsys, profile, header):
+    (tmp_path / "table.csv").write_text(f"{header}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "new", "--profile", profile, "--set", "paths.archive=table.csv"]) == 1
+    assert "table.csv: the table is empty" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_typed_again_it_does_no_harm(made):
     (made / "params.yaml").write_text((made / "params.yaml").read_text().replace("min_words: 3", "min_words: 4"))
     before = git(made, "rev-parse", "HEAD"), git(made, "status", "--porcelain")

@@ -190,7 +190,9 @@ def test_a_model_that_does_not_know_such_pictures_is_told(tmp_path, capsys):
     for number, path in enumerate(sorted((tmp_path / "goods").iterdir())):
         path.rename(tmp_path / f"goods/{('blue', 'red', 'green')[number % 3]} {number}.png")
     build(tmp_path / "goods", tmp_path / "index")
-    assert "by chance 50%: the model may know another kind of pictures" in capsys.readouterr().err
+    loaded = ImageIndex.load(tmp_path / "index", VectorIndex.load)
+    warning = "by chance 50%: the model may know another kind of pictures"
+    assert warning in capsys.readouterr().err and warning in loaded.header.warning
 
 
 def test_html_of_a_title_is_text(tmp_path):

@@ -18,8 +18,10 @@ def test_a_folder_an_alias_and_nothing(tmp_path, monkeypatch):
     params, model = load_params(), tiny_model.write(tmp_path)
     assert given_model(None, params).name == "finetuned"
     assert given_model(str(model), params) == model
-    with pytest.raises(DataError, match="no such folder"):
-        given_model("models/none", params)
+    with pytest.raises(DataError, match=r"no such folder.*hf download kakaobrain/align-base --local-dir align-base"):
+        given_model("kakaobrain/align-base", params)
+    with pytest.raises(DataError, match="nobody: no folder of this name, and no MLflow here"):
+        given_model("nobody", params)
     with pytest.raises(DataError, match="not a version of the registry"):
         given_model("models:/align", params)
     asked = []

@@ -154,7 +154,7 @@ function show() {
 
 function named(served) {
   const name = served.version === null ? served.name : `${served.name} version ${served.version}`;
-  by("served").textContent = `Model: ${name}`;
+  by("served").textContent = `Model: ${[name, served.origin].filter(Boolean).join(", ")}`;
   digest = served.digest;
 }
 

@@ -176,9 +176,13 @@ def test_damaged_and_empty_files(tmp_path):
     (tmp_path / "b.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="unreadable"):
         table_rows(tmp_path / "b.tsv.gz")
+    (tmp_path / "empty").mkdir()
     for name in ("d.csv", "d.txt", "d.jsonl"):
-        (tmp_path / name).write_bytes(b"")
-        assert table_rows(tmp_path / name) == []
+        (tmp_path / "empty" / name).write_bytes(b"")
+        with pytest.raises(DataError, match="the table is empty"):
+            table_rows(tmp_path / "empty" / name)
+    (tmp_path / "empty/e.csv").write_text(f"url,caption\n{A}1,text\n")
+    assert len(table_rows(tmp_path / "empty")) == 1
     with pytest.raises(DataError):
         source_at(tmp_path / "nothing.parquet", "source=url_table")
 

@@ -1,9 +1,12 @@
 """What is served follows the source; whatever goes wrong, the old pair stays."""
 
+from dataclasses import replace
+
 import pytest
 
 from align.errors import DataError, ServiceError
 from align.search.service import champion as module
+from align.search.service import queries
 from align.search.service.champion import Champion
 from align.search.service.served import Release
 from tests.support.served import Releases, served, take_downs
@@ -109,3 +112,14 @@ def test_what_to_do_is_said_once_where_nothing_is_served(releases, loader, capsy
     for _ in range(2):
         followed.look()
     assert capsys.readouterr().err == "serve: promote something\n" and followed.problem == "promote something"
+
+
+def test_what_trained_the_model_and_what_its_index_warns_of_is_said(releases, loader, world, capsys):
+    made = served(world)
+    header = made.index.header.model_copy(update={"warning": "the model may know other pictures"})
+    made = replace(made, index=replace(made.index, header=header), origin="trained elsewhere")
+    followed = Champion(releases, 3600, take_downs(), lambda release, folders: made)
+    followed.look()
+    said = "serve: align version 1, 12 images, trained elsewhere, the model may know other pictures\n"
+    assert capsys.readouterr().err == said and followed.warnings() == ["the model may know other pictures"]
+    assert queries.version(followed.served).origin == "trained elsewhere"

@@ -218,11 +218,18 @@ class Held(SplitSamples):
 
 def test_waiting_is_measured_and_the_next_batch_is_made_meanwhile(index, loader, monkeypatch):
     samples = Held(index, 36)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: samples.now_s))
+
+    def begins():
+        """The time at which the loader begins to wait; only then samples are loaded."""
+        now_s = samples.now_s
+        samples.may.set()
+        return now_s
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=begins))
     train = loader(samples)
-    samples.may.set()
     with closing(train.batches(0, 100)) as batches:
         next(batches)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: samples.now_s))
         assert train.wait_s >= 8 * 60
         assert all(samples.loaded.acquire(timeout=100) for _ in range(16))  # the next batch, too
         samples.may.clear()

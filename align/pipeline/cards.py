@@ -139,7 +139,7 @@ def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> N
     for stage, one in found.items():
         short = "" if one["rank_bytes"] < card.num_gb * 1e9 else f", too much: lower {stage}.micro_batch"
         taken_s, asked_for = one["num_pairs"] / one["pairs_per_s"], params.values[stage]["batch_size"]
-        taken = duration(taken_s) if taken_s >= 60 else f"{_figure(taken_s)} s"
+        taken = duration(taken_s) if taken_s >= 1 else "less than a second"
         nearest = f"; {stage}.batch_size {asked_for:,} does not fit" if asked_for != one["batch_size"] else ""
         cost = "" if price is None else f", {_figure(taken_s / 3600 * num_cards * price)} at {price:g} a card and hour"
         rank, state = (_figure(one[name] / 1e9) for name in ("rank_bytes", "state_bytes"))

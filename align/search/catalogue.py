@@ -102,7 +102,9 @@ class _Catalogue:
             if number - first >= _MAX_ROWS:
                 raise DataError(f"{file}: more than {_MAX_ROWS:,} rows; divide it")
             if row is None:
-                self.left_out.add(number, "", "that cannot be read")
+                self.left_out.add(
+                    number, "", "whose cells are not as many as the columns; quote texts that hold a separator"
+                )
             else:
                 values = tuple(normalise(_plain(value))[:_MAX_VALUE] for value in row[2:])
                 self._add(number, _plain(row[0]), _plain(row[1]), values)

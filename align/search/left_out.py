@@ -81,7 +81,10 @@ class LeftOut:
         writer = csv.writer(text)
         writer.writerow(["row", "picture", "reason"])
         for reason, rows in self._rows.items():
-            shown = ", ".join(f"'{written}'" + (f" (row {row})" if row else "") for row, written in rows[:2])
+            shown = ", ".join(
+                " ".join(filter(None, [written and f"'{written}'", row and f"(row {row})"]))
+                for row, written in rows[:2]
+            )
             reasons.append(f"{len(rows):,} {reason}: {shown}")
             say(f"index: {source}: left out: {reasons[-1]}")
             writer.writerows((row or "", _FORMULA.sub(r"'\g<0>", written), reason) for row, written in rows)

@@ -170,7 +170,7 @@ def roll_back(prefect):
 def searched(clone, page, *, version):
     """The search page says that this version answers, in a tab that looks at it, and pictures come."""
     page.open(f"{clone.search}/?text=flag")
-    page.wait(f"document.getElementById('served').innerText === 'Model: align version {version}'", 120)
+    page.wait(f"document.getElementById('served').innerText.startsWith('Model: align version {version},')", 120)
     page.wait("[...document.querySelectorAll('#results img')].some((image) => image.naturalWidth > 0)")
 
 

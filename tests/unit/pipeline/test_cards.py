@@ -157,7 +157,7 @@ def test_a_batch_that_does_not_divide_among_the_cards_is_the_nearest_that_does(c
     cards.main(params, "6xH100", None, as_json=False)
     text = capsys.readouterr().out
     assert " steps of 288: " in text and "pairs; pretrain.batch_size 256 does not fit" in text
-    assert re.search(r"pairs/s, 0?\.?[1-9]", text) and " 0 s" not in text
+    assert "pairs/s, less than a second" in text
     cards.main(params, "100xH100", None, as_json=False)
     assert " steps of 1,600: " in capsys.readouterr().out
 

@@ -125,7 +125,7 @@ def test_each_row_without_a_picture_has_its_reason_and_a_way_out(tmp_path, capsy
         "1 with an address of the web; download the pictures, and name their files: 'https://shop.example/red.jpg'",
         "1 whose picture has more than 4,000 bytes (ingest.max_record_bytes): 'pictures/large.jpg' (row 6)",
         "4 whose picture is missing: 'pictures/none.jpg' (row 7), 'pictures' (row 8)",
-        "1 without a name that a picture's file can have: '' (row 9)",
+        "1 without a name that a picture's file can have: (row 9)",
         f"1 with a picture outside of the folder; {relative}: 'leads/secret.jpg' (row 11)",
     ):
         assert f"left out: {line}" in said, said

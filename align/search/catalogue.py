@@ -103,7 +103,7 @@ class _Catalogue:
                 raise DataError(f"{file}: more than {_MAX_ROWS:,} rows; divide it")
             if row is None:
                 self.left_out.add(
-                    number, "", "whose cells are not as many as the columns; quote texts that hold a separator"
+                    number, "", "that do not fit the columns; in a CSV, quote texts that hold its separator"
                 )
             else:
                 values = tuple(normalise(_plain(value))[:_MAX_VALUE] for value in row[2:])

@@ -82,7 +82,7 @@ class LeftOut:
         writer.writerow(["row", "picture", "reason"])
         for reason, rows in self._rows.items():
             shown = ", ".join(
-                " ".join(filter(None, [written and f"'{written}'", row and f"(row {row})"]))
+                " ".join(filter(None, [written and f"'{written}'", f"(row {row})" if row else ""]))
                 for row, written in rows[:2]
             )
             reasons.append(f"{len(rows):,} {reason}: {shown}")

@@ -87,8 +87,6 @@ def test_a_researcher(project, typed, monkeypatch):
     assert not is_fine and "`align evaluate --compare A B`" in said
     is_fine, said = typed(project, "align evaluate --compare models/pretrained models/finetuned --reports compared")
     assert is_fine and (project / "compared/report.html").is_file()
-    shown = re.search(r"(A|B) is better by|not told apart", said + (project / "compared/report.html").read_text())
-    assert shown
     record(project, "again", "the same")
     for name in ("demo", "again"):
         log_run(project, name)

@@ -111,7 +111,7 @@ def test_each_row_without_a_picture_has_its_reason_and_a_way_out(tmp_path, capsy
     names = [
         "Pictures/RED.jpg", r"C:\Users\eva\red.jpg", r"\\nas\goods\x.jpg", "https://shop.example/red.jpg",
         "pictures/large.jpg", "pictures/none.jpg", "pictures", "", "=cmd|calc", "leads/secret.jpg", "Leads/SECRET.jpg",
-        r"D:\leads\secret.jpg", "pictures/red.jpg",
+        r"D:\leads\secret.jpg", "a;b", "pictures/red.jpg",
     ]  # fmt: skip
     file = shop(tmp_path, "Picture;Price\n" + "".join(f"{name};1\n" for name in names))
     (tmp_path / "shop/leads").symlink_to(tmp_path)
@@ -126,13 +126,14 @@ def test_each_row_without_a_picture_has_its_reason_and_a_way_out(tmp_path, capsy
         "1 whose picture has more than 4,000 bytes (ingest.max_record_bytes): 'pictures/large.jpg' (row 6)",
         "4 whose picture is missing: 'pictures/none.jpg' (row 7), 'pictures' (row 8)",
         "1 without a name that a picture's file can have: (row 9)",
+        "1 that do not fit the columns; in a CSV, quote texts that hold its separator: (row 14)",
         f"1 with a picture outside of the folder; {relative}: 'leads/secret.jpg' (row 11)",
     ):
         assert f"left out: {line}" in said, said
-    assert f"12 rows left out: {tmp_path}/index.left_out.csv" in said
+    assert f"13 rows left out: {tmp_path}/index.left_out.csv" in said
     rows = list(csv.reader((tmp_path / "index.left_out.csv").read_text("utf-8-sig").splitlines()))
     assert rows[0] == ["row", "picture", "reason"]
-    assert sorted(int(row[0]) for row in rows[1:]) == [*range(2, 14)]
+    assert sorted(int(row[0]) for row in rows[1:]) == [*range(2, 15)]
     assert ["10", "'=cmd|calc"] in [row[:2] for row in rows]  # no formula for a spreadsheet
     assert ["12", "Leads/SECRET.jpg", "whose picture is missing"] in rows  # what a link leads to is not told
     file.write_text("Picture;Price\npictures/red.jpg;1\n")

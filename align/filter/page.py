@@ -16,6 +16,7 @@ from PIL import ImageFilter
 from align.config.filter import FilterConfig
 from align.display import html
 from align.display.figure import BAD, GOOD, INK, SOFT, histogram, png, tidy
+from align.display.shares import percent
 from align.durable.files import write_bytes, write_text
 from align.filter.examples import ExamplePair, PairExamples
 from align.filter.overview import Counted, Overview
@@ -43,7 +44,7 @@ def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figu
     axes.barh(bars, left, color=GOOD, height=0.74)
     axes.barh(bars, dropped, left=left, color=BAD, alpha=0.75, height=0.74)
     for bar, remaining, gone in zip(bars, left, dropped, strict=True):
-        share = f", {gone / num_pairs:.1%}" if gone > 0.0005 * num_pairs else ""
+        share = f", {percent(gone / num_pairs)}" if gone > 0.0005 * num_pairs else ""
         text = f"{remaining:,}  (−{gone:,}{share})" if gone else f"{remaining:,}"
         axes.text(remaining + gone + 0.01 * num_pairs, bar, text, va="center", fontsize=8.5, color=INK)
     axes.set_yticks(bars, labels, fontsize=9)
@@ -123,7 +124,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     blocks = [_cards(report)]
     for title, body in sections.items():
         blocks += [html.heading(title), *body] if body else []
-    lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."
+    lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({percent(share)})."
     if report.num_not_fetched:
         lead += (
             f" {report.num_not_fetched:,} more pass every rule on texts, but align ingest did not fetch their "
@@ -141,7 +142,7 @@ def _cards(report: FilterReport) -> str:
         [
             ("raw pairs", f"{report.num_pairs:,}", ""),
             ("kept", f"{report.num_kept:,}", "good"),
-            ("keep rate", f"{share:.1%}", "good"),
+            ("keep rate", percent(share), "good"),
             ("distinct images", f"{report.num_images:,}", ""),
             ("pairs like evaluation images", f"{alike:,}", "bad" if alike else ""),
             ("texts with personal data", f"{personal:,}", "warn" if personal else ""),
@@ -154,7 +155,7 @@ def _bars(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> str:
     """The funnel of `funnel_figure`, for windows of any width."""
     of = max(num_pairs, 1)
     rows = [("raw pairs", f"{num_pairs:,}", 1.0, 0.0)]
-    rows += [(name, f"{left:,} (−{gone:,}, {gone / of:.1%})", left / of, gone / of) for name, gone, left in steps]
+    rows += [(name, f"{left:,} (−{gone:,}, {percent(gone / of)})", left / of, gone / of) for name, gone, left in steps]
     return html.bars(rows) + html.note("Pairs left after each rule. Red: what it drops first.")
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from align.config.ingest import DownloadConfig
 from align.display.console import say
+from align.display.shares import percent
 from align.durable.steps import Work
 from align.formats.statuses import FAILED_TO_DOWNLOAD
 from align.ingest.download import Ask, Downloader, Fetched
@@ -123,4 +124,4 @@ def _with_progress(answers: Iterator[Fetched]) -> Iterator[Fetched]:
         now = time.monotonic()
         if now - last >= _PROGRESS_S:
             last = now
-            say(f"ingest: {count:,} addresses, {num_good / count:.1%} fetched, {count / (now - start):,.0f}/s")
+            say(f"ingest: {count:,} addresses, {percent(num_good / count)} fetched, {count / (now - start):,.0f}/s")

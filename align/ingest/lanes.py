@@ -15,6 +15,7 @@ from pathlib import Path
 
 from align.config.ingest import DownloadConfig
 from align.display.console import say
+from align.display.shares import percent
 from align.durable.steps import Step, Work
 from align.errors import DataError
 from align.formats.raw import MadeWith
@@ -81,7 +82,7 @@ def _telling(work: Work, plan: Plan) -> Callable[[ShardCounts], None]:
         spent_s = time.monotonic() - start
         say(
             f"ingest: {num_done:,} of {num_left:,} shards, {num_pairs:,} pairs{skipped}, "
-            f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
+            f"{percent(num_pictures / max(1, num_pairs - num_not_fetched))} with a picture, "
             f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {spent_s * (num_left / num_done - 1) / 60:,.1f} min left"
         )
 

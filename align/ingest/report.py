@@ -11,6 +11,7 @@ from pydantic import Field
 
 from align.display import html
 from align.display.report import Report
+from align.display.shares import percent
 from align.durable.files import write_text
 from align.formats.raw import HOPELESS, RIGHTS
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
@@ -78,14 +79,14 @@ def write_page(report: IngestReport, directory: Path) -> None:
     """Writes report.html."""
     share = report.statuses.get(SUCCESS, 0) / max(1, report.num_to_fetch)
     lead = (
-        f"{report.num_pairs:,} pairs, {share:.1%} with a picture; {report.num_images:,} distinct "
+        f"{report.num_pairs:,} pairs, {percent(share)} with a picture; {report.num_images:,} distinct "
         f"pictures; {report.num_retryable:,} pairs may succeed if they are retried."
     )
     if report.num_not_fetched:
         lead += f" The share is of {report.num_to_fetch:,} pairs: no text of the other pictures can pass the filter."
     cards = [
         ("pairs", f"{report.num_pairs:,}", ""),
-        ("with a picture", f"{share:.1%}", "good" if share > 0.5 else "bad"),
+        ("with a picture", percent(share), "good" if share > 0.5 else "bad"),
         ("distinct pictures", f"{report.num_images:,}", ""),
         ("may pass: align ingest again", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
         ("not fetched: no text can pass", f"{report.num_not_fetched:,}", ""),
@@ -140,7 +141,7 @@ def _hosts(report: IngestReport) -> str:
         num_to_fetch = num_pairs - outcomes.get(HOPELESS, 0)
         failed = 1 - outcomes.get(SUCCESS, 0) / num_to_fetch if num_to_fetch else 0.0
         errors = ", ".join(f"{error} {num:,}" for error, num in outcomes.items() if error != SUCCESS)
-        share_of_good = f"{1 - failed:.1%}" if num_to_fetch else "none to fetch"
+        share_of_good = percent(1 - failed) if num_to_fetch else "none to fetch"
         rows.append((host, num_pairs, share_of_good, failed, errors))
     return html.table(("host", "pairs", "with a picture", "failed", "errors"), rows, bar=3)
 

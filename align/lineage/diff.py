@@ -22,6 +22,7 @@ from align.config import Params
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display.console import show, show_json
+from align.display.shares import percent
 from align.display.visible import cut
 from align.durable.files import to_json
 from align.errors import DataError
@@ -41,7 +42,7 @@ def text_lines(report: DiffReport) -> Iterator[str]:
     before, after = report.before, report.after
     width = max(len(before.name), len(after.name))
     for version in (before, after):
-        rate = f"{version.keep_rate:.1%}"
+        rate = percent(version.keep_rate)
         yield f"{version.name:<{width}}  {version.num_pairs:>10,} pairs  {version.num_kept:>10,} kept ({rate})"
     for title, moves, other in (
         ("entered (kept now, not before)", report.entered, "before"),
@@ -61,7 +62,7 @@ def text_lines(report: DiffReport) -> Iterator[str]:
         yield ""
         yield "kept pairs: share that moved to another bucket"
         for name, share in report.distances.items():
-            yield f"  {TITLES.get(name, name):<32}  {share:>7.1%}"
+            yield f"  {TITLES.get(name, name):<32}  {percent(share):>7}"
 
 
 def describe(pair: ChangedPair) -> str:

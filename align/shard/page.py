@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from align.config.shard import ShardConfig
 from align.display import html
 from align.display.figure import legible
+from align.display.shares import percent
 from align.formats.shards import Manifest, Sample, SplitName
 from align.pairs.picture import thumbnail
 from align.pairs.text import mask_personal_data
@@ -21,7 +22,7 @@ def shard_page(
     """The page; of `clusters`, see `align.shard.plan.ShardPlan.cluster_sizes`."""
     total, largest = metrics["shard/num_images"], metrics["shard/largest_cluster_share"]
     splits = [
-        (name, of.num_images, f"{of.num_images / total:.1%}", of.num_pairs, len(of.shards),
+        (name, of.num_images, percent(of.num_images / total), of.num_pairs, len(of.shards),
          f"{sum(tar.num_bytes for tar in of.shards) / 1e6:,.1f} MB")
         for name, of in manifest.splits.items()
     ]  # fmt: skip
@@ -35,7 +36,7 @@ def shard_page(
         html.heading("Clusters"),
         html.paragraph(
             "Images that share a text or look alike are one cluster, and a cluster is in one split. One with more than "
-            f"{config.max_cluster_share:.1%} of all images is in train. The largest has {largest:.2%}."
+            f"{percent(config.max_cluster_share)} of all images is in train. The largest has {largest:.2%}."
         ),
         html.table(("images of a cluster", "clusters"), [row for row in sizes if row[1]]),
     ]

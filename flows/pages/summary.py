@@ -60,7 +60,7 @@ def result(run: RunContext, recorded: Recorded, said: Sequence[str]) -> str:
     """What a run has come to, in a line: its branch, two figures that promotion looks at, and what else was said."""
     metrics = metrics_of(run.root / stage.report for stage in run.chosen.stages)
     shown = [name for name in headline(run.params.values) if name in metrics][:2]
-    return "; ".join([f"run/{recorded.name}", *(f"{name} {metrics[name]:.1%}" for name in shown), *said])
+    return "; ".join([f"run/{recorded.name}", *(f"{name} {percent(metrics[name])}" for name in shown), *said])
 
 
 def _look(folders: Mapping[str, Path], run: RunContext, name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from align.display import html
+from align.display.shares import percent
 from align.display.visible import cut
 from align.lineage.runs.run import CACHED, COST, HERE, HOURS, SPEED, STAGES, Run
 
@@ -151,7 +152,7 @@ def _count(run: Run, name: str) -> str:
 
 def _share_kept(run: Run) -> str:
     total, kept = run.metrics.get("ingest/num_pairs"), run.metrics.get("filter/num_kept")
-    return f"{kept / total:.1%}" if total and kept is not None else UNKNOWN
+    return percent(kept / total) if total and kept is not None else UNKNOWN
 
 
 def _percent(share: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from align.config import Params
 from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
+from align.display.shares import percent
 from align.durable.files import to_json
 from align.durable.locks import locked
 from align.errors import ConfigError, DataError, LockedError
@@ -135,7 +136,7 @@ def table(moves: Sequence[Move], existing: set[int]) -> list[str]:
 
 
 def _figures(move: Move) -> str:
-    return "".join(f"; {name} {value:.4g}" for name, value in move.figures.items())
+    return "".join(f"; {name} {percent(value)}" for name, value in move.figures.items())
 
 
 def _champion(number: int | None) -> str:

@@ -43,6 +43,6 @@ def test_the_table_has_the_newest_first_and_says_what_was_deleted():
     )
     assert table([first, second], {12}) == [
         "when (UTC)            what      from         to           who  why",
-        "2026-11-01T12:00:00Z  promoted  1 (deleted)  12           bob  better; recall 0.5123",
+        "2026-11-01T12:00:00Z  promoted  1 (deleted)  12           bob  better; recall 51.2%",
         "2026-11-01T12:00:00Z  promoted  none         1 (deleted)  ann  the first",
     ]

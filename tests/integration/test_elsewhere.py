@@ -57,6 +57,7 @@ def message(stack, run):
 
 
 def test_data_here_training_there_equal_bytes_and_nothing_twice(stack, other):
+    kept = {*other.root.glob(".align/worktrees/*")}  # those of failed runs
     run = click(stack, "far", seed=11, seconds=2)
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
     [there] = parts(stack, "far")
@@ -64,14 +65,14 @@ def test_data_here_training_there_equal_bytes_and_nothing_twice(stack, other):
     said = lines(stack, there)
     assert WORKS in said and "step 3" in said and "working on ingest" not in said
     here = lines(stack, {"id": run}, *(part for part in stack.parts(run) if part["id"] != there["id"]))
-    assert WORKS not in here and "working on ingest" in here
+    assert WORKS not in here and any("'ingest'" in line for line in here)
     assert "Stage 'pretrain' is cached - skipping run, checking out outputs" in here
     outs = parse_yaml(git(stack.root, "show", "run/far:dvc.lock"))["stages"]["pretrain"]["outs"]
     for md5 in (out["md5"] for out in outs):
         [one, two] = [root / ".dvc/cache/files/md5" / md5[:2] / md5[2:] for root in (stack.root, other.root)]
         assert one.read_bytes() == two.read_bytes()
     assert git(stack.root, "ls-remote", "origin", "refs/align/*") == ""
-    assert not list((other.root / ".align/worktrees").iterdir())
+    assert {*other.root.glob(".align/worktrees/*")} <= kept
     # what was made before is not made again, though this machine has forgotten it
     shutil.rmtree(stack.root / ".dvc/cache/runs")
     run = click(stack, "far-later", seed=11, seconds=2)

@@ -200,6 +200,7 @@ def test_what_only_the_checkout_has_is_not_replaced(stack, first_run):
     assert "data/raw holds what DVC does not know, and stage ingest would replace it" in last
     assert "`dvc commit ingest`" in last
     assert mine.read_text() == "fetched with other values" and "ingest" not in stack.states("again")
+    mine.unlink()
 
 
 @pytest.mark.kill

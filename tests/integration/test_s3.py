@@ -155,10 +155,10 @@ def test_a_push_outlives_the_server(tmp_path):
     with serve(tmp_path / "server") as server:
         aws = aws_variables(server)
         bucket = server.make_bucket("lost")
-        project = make_project(tmp_path / "project", 150)
+        project = make_project(tmp_path / "project", 400)
         use_remote(project, bucket, server)
         cache = file_bytes(project / ".dvc/cache/files")
-        assert len(cache) == 151
+        assert len(cache) == 401
 
         # One file after another, so that the server is killed in between; and one attempt per file, not five with up
         # to 15 seconds between them.

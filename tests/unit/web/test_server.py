@@ -41,6 +41,7 @@ async def app(scope, receive, send):
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     if scope["path"] == "/later":
+        print("in flight", flush=True)
         await asyncio.sleep(2)
     body = b"x" * 20_000_000 if scope["path"] == "/large" else b"%d bytes" % size
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -157,17 +158,24 @@ COMMAND = "import sys; from align.web.server import serve; from tests.unit.web.t
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_what_is_in_flight(by):
     claim, port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", COMMAND.format("app", port)], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND.format("app", port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
     try:
         wait_until(lambda: accepts(port), alive=lambda: process.poll() is None)
         with connected(port, b"GET /later HTTP/1.1\r\nhost: a\r\n\r\n") as one:
-            time.sleep(0.5)
+            assert any(line == "in flight\n" for line in process.stdout)
             process.send_signal(by)
-            assert one.recv(1 << 16).endswith(b"0 bytes")
+            told = b""
+            while not told.endswith(b"0 bytes"):
+                told += (more := one.recv(1 << 16))
+                assert more, told
         assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
         claim.close()
 
 

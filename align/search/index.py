@@ -37,7 +37,7 @@ from align.formats.image_index import Hit, ImageIndex, IndexedImage, IndexFacts,
 from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import local_tar, read_manifest
-from align.model.embedder import Embedder, Encoder
+from align.model.embedder import Embedder, SearchEncoder
 from align.project import provenance
 from align.search.addresses import with_addresses
 from align.search.embed_shards import RESULTS, EmbedWork, embed_shards, embedded_tars
@@ -60,6 +60,7 @@ from align.search.report import (
     search_figure,
     search_page,
 )
+from align.search.surely import ask_held_out, promised
 from align.services.executors.executors import open_executor
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
@@ -82,7 +83,7 @@ class LabelledSearch:
     """
 
     images: ImageIndex
-    encoder: Encoder
+    encoder: SearchEncoder
     picture: Callable[[IndexedImage], bytes]
     text_weight: float
 
@@ -185,7 +186,7 @@ class IndexModel:
     """
 
     folder: Path
-    encoder: Encoder
+    encoder: SearchEncoder
     digest: str
 
 
@@ -267,6 +268,8 @@ def index(
         def picture(item: IndexedImage) -> bytes:
             return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
+        if asked := ask_held_out(index, model.encoder):
+            index = index.promising(promised(asked), folder)
         report = _ask(labelled, LabelledSearch(index, model.encoder, picture, text_weight), reports)
         work.work.drop(RESULTS)
     return report

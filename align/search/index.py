@@ -60,7 +60,8 @@ from align.search.report import (
     search_figure,
     search_page,
 )
-from align.search.surely import ask_held_out, promised
+from align.search.surely import Asked, ask_held_out, held_levels, promised
+from align.search.surely_report import surely_figure, surely_metrics
 from align.services.executors.executors import open_executor
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
@@ -90,6 +91,7 @@ class LabelledSearch:
     def ask(self, query: LabelledQuery) -> Outcome:
         """Asks with a text. The answer is right if a text of one of the first images names an expected word."""
         hits = self.images.search(self.encoder.embed_texts([query.query])[0], ANSWER_CUT)
+        [split] = self.encoder.splits([query.query])
         answers = [
             {
                 "key": hit.item.key,
@@ -106,6 +108,7 @@ class LabelledSearch:
             "expected": query.expected,
             "right": right,
             "chance": round(chance([num_right], len(self.images.items), ANSWER_CUT), 6),
+            "surely": held_levels(self.images.header.promise, hits[0].score, float(split)),
             "found": answers,
         }
         shown = self._answers(hits, lambda texts: names(texts, query.expected))
@@ -270,19 +273,19 @@ def index(
 
         if asked := ask_held_out(index, model.encoder):
             index = index.promising(promised(asked), folder)
-        report = _ask(labelled, LabelledSearch(index, model.encoder, picture, text_weight), reports)
+        report = _ask(labelled, LabelledSearch(index, model.encoder, picture, text_weight), asked, reports)
         work.work.drop(RESULTS)
     return report
 
 
-def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> IndexReport:
+def _ask(labelled: QueryFile | None, search: LabelledSearch, held_out: Asked | None, reports: Path) -> IndexReport:
     """Asks the labelled queries and writes the report."""
     asked = [search.ask(query) for query in labelled.queries] if labelled else []
     composed = [search.subtract(query) for query in labelled.composed] if labelled else []
     entries = [entry for entry, _ in asked], [entry for entry, _ in composed]
     header = search.images.header
     report = IndexReport(
-        metrics=index_metrics(header.num_items, *entries),
+        metrics=index_metrics(header.num_items, *entries) | (surely_metrics(held_out) if held_out else {}),
         model_digest=header.model_digest,
         shards_digest=header.shards_digest,
         queries=entries[0],
@@ -290,6 +293,8 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> I
     )
     queries, minus = ([query for _, shown in outcomes for query in shown] for outcomes in (asked, composed))
     with replace_directory(reports, "index") as part:
+        if held_out:
+            write_bytes(part / "surely.png", png(surely_figure(held_out)))
         if queries:
             write_bytes(part / "queries.png", png(search_figure(queries)))
         if labelled is not None:

@@ -13,6 +13,7 @@ from align.display.figure import BAD, GOOD, INK, SOFT, legible
 from align.display.html import escape, fold, gallery, heading, page, paragraph, picture
 from align.display.report import Report
 from align.pairs.picture import small, thumbnail
+from align.search.surely import LEVELS
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class IndexReport(Report):
         model_digest: names the model that embedded the images.
         shards_digest: names the images.
         queries: query, expected, right (a right image in the top 5), chance (probability that five random images
-            include a right one), found (key, score, texts, right).
+            include a right one), surely (the levels whose line the first image is above), found (key, score, texts,
+            right).
         composed: image_text, minus, image_key; share_before and share_after, of images that name the text taken away;
             expected, expected_before and expected_after. If no indexed image has such a text, image_key is null and
             the shares are missing.
@@ -149,6 +151,11 @@ class IndexReport(Report):
                 f"with image - text, the images that name the text fall from {before:.0%} to {after:.0%} of the top "
                 f"{SHARE_CUT} on average"
             )
+        if "index/surely/num_texts" in metrics:
+            parts.append(
+                f"of {metrics['index/surely/num_texts']:,} held-out texts, as sure as 3 in 4, the halves that no line "
+                f"was drawn by get a wrong first image above it {metrics['index/surely/0.75/loss']:.1%} of the time"
+            )
         return "; ".join(parts) + "."
 
 
@@ -160,6 +167,10 @@ def index_metrics(
     if queries:
         metrics["index/queries/num_asked"] = len(queries)
         metrics["index/queries/num_right_in_top_5"] = sum(outcome["right"] for outcome in queries)
+        for level in LEVELS:
+            sure = [outcome for outcome in queries if level in outcome["surely"]]
+            metrics[f"index/queries/num_sure/{level}"] = len(sure)
+            metrics[f"index/queries/num_sure_and_wrong/{level}"] = sum(not one["found"][0]["right"] for one in sure)
         metrics["index/queries/num_right_in_top_5/chance"] = round(sum(outcome["chance"] for outcome in queries), 3)
     if asked := [outcome for outcome in composed if outcome["image_key"] is not None]:
         metrics["index/minus/num_asked"] = len(asked)

@@ -131,6 +131,11 @@ def fitted(asked: Asked) -> float:
     return float(max(-split / score, 0.0)) if score > 0 else 0.0
 
 
+def margins(asked: Asked, slope: float) -> Floats:
+    """(num_questions,): by how much the first picture's score exceeds what the splits of the words cost."""
+    return asked.scores - slope * asked.splits
+
+
 def line(asked: Asked, slope: float, level: float) -> float:
     """The lowest line that keeps a promise for a new text: (losses + 1) / (texts + 1) <= 1 - level.
 
@@ -138,12 +143,12 @@ def line(asked: Asked, slope: float, level: float) -> float:
     """
     wrong = ~asked.right
     losses = 1 / np.bincount(asked.texts)[asked.texts[wrong]]
-    margins = (asked.scores - slope * asked.splits)[wrong]
-    order = np.argsort(-margins)
+    highest = margins(asked, slope)[wrong]
+    order = np.argsort(-highest)
     too_many = (losses[order].cumsum() + 1) / (asked.num_texts + 1) > 1 - level + 1e-12
     if too_many.all():
         return _NEVER
-    return float(np.ceil(margins[order][too_many.argmax()] * 10**_DIGITS + 0.5) / 10**_DIGITS)
+    return float(np.ceil(highest[order][too_many.argmax()] * 10**_DIGITS + 0.5) / 10**_DIGITS)
 
 
 def promised(asked: Asked) -> Promise:
@@ -156,6 +161,11 @@ def promised(asked: Asked) -> Promise:
 def line_for(promise: Promise, level: float, splits: float) -> float:
     """The least score that a picture needs for a text."""
     return round(promise.lines[level] + promise.slope * splits, _DIGITS)
+
+
+def held_levels(promise: Promise | None, score: float, splits: float) -> list[float]:
+    """The levels whose line a score is above."""
+    return [level for level in LEVELS if promise and round(score, _DIGITS) >= line_for(promise, level, splits)]
 
 
 def meaning(promise: Promise, level: float, *, has_sure: bool) -> str:

@@ -91,7 +91,6 @@ class LabelledSearch:
     def ask(self, query: LabelledQuery) -> Outcome:
         """Asks with a text. The answer is right if a text of one of the first images names an expected word."""
         hits = self.images.search(self.encoder.embed_texts([query.query])[0], ANSWER_CUT)
-        [split] = self.encoder.splits([query.query])
         answers = [
             {
                 "key": hit.item.key,
@@ -108,11 +107,16 @@ class LabelledSearch:
             "expected": query.expected,
             "right": right,
             "chance": round(chance([num_right], len(self.images.items), ANSWER_CUT), 6),
-            "surely": held_levels(self.images.header.promise, hits[0].score, float(split)),
+            "surely": self._held(query.query, hits[0].score),
             "found": answers,
         }
         shown = self._answers(hits, lambda texts: names(texts, query.expected))
         return entry, [AnsweredQuery(query.query, None, shown, right)]
+
+    def _held(self, text: str, score: float) -> list[float]:
+        """The levels that the first image for a text holds."""
+        promise = self.images.header.promise
+        return held_levels(promise, score, float(self.encoder.splits([text])[0])) if promise else []
 
     def subtract(self, query: ComposedQuery) -> Outcome:
         """Asks with an image alone and with image - text. The image itself is excluded from both answers."""

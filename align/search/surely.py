@@ -33,8 +33,8 @@ LEVELS = (0.75, 0.9)
 FEW_TEXTS, _MOST_TEXTS = 100, 1000
 #: Pictures that are looked at for a text. If all are right, it is not asked: nobody can say what comes after them.
 _DEPTH = 25
-#: A line above every score, and digits of a score.
-_NEVER, _DIGITS = 2.0, 6
+#: Lines above and below every score, and digits of a score.
+_NEVER, _ALWAYS, _DIGITS = 2.0, -2.0, 6
 _RIDGE, _STEPS = 1.0, 30
 _WORD, _BETWEEN_PHRASES = re.compile(r"[^\W_]+"), re.compile(r"[:,()|;]+")
 
@@ -145,9 +145,12 @@ def line(asked: Asked, slope: float, level: float) -> float:
     losses = 1 / np.bincount(asked.texts)[asked.texts[wrong]]
     highest = margins(asked, slope)[wrong]
     order = np.argsort(-highest)
-    too_many = (losses[order].cumsum() + 1) / (asked.num_texts + 1) > 1 - level + 1e-12
-    if too_many.all():
+    most = (1 - level) * (asked.num_texts + 1) - 1 + 1e-9
+    if most < 0:
         return _NEVER
+    too_many = losses[order].cumsum() > most
+    if not too_many.any():
+        return _ALWAYS
     return float(np.ceil(highest[order][too_many.argmax()] * 10**_DIGITS + 0.5) / 10**_DIGITS)
 
 
@@ -163,9 +166,9 @@ def line_for(promise: Promise, level: float, splits: float) -> float:
     return round(promise.lines[level] + promise.slope * splits, _DIGITS)
 
 
-def held_levels(promise: Promise | None, score: float, splits: float) -> list[float]:
+def held_levels(promise: Promise, score: float, splits: float) -> list[float]:
     """The levels whose line a score is above."""
-    return [level for level in LEVELS if promise and round(score, _DIGITS) >= line_for(promise, level, splits)]
+    return [level for level in LEVELS if round(score, _DIGITS) >= line_for(promise, level, splits)]
 
 
 def meaning(promise: Promise, level: float, *, has_sure: bool) -> str:

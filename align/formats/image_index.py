@@ -54,12 +54,12 @@ class Promise(StoredModel):
         lines: level, such as 0.9 -> least score of a picture that holds it, for words that are not split; 2: no picture
             does.
         slope: how much the lines rise by what `Embedder.splits` says of a text.
-        num_texts: held-out texts of this index by which the lines were drawn, and of whose kind the promise is.
+        num_concepts: of the held-out texts by which the lines were drawn, and of whose kind the promise is.
     """
 
     lines: dict[float, float]
     slope: float
-    num_texts: int
+    num_concepts: int
 
 
 class IndexFacts(StoredModel):

@@ -297,8 +297,9 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, held_out: Asked | N
     )
     queries, minus = ([query for _, shown in outcomes for query in shown] for outcomes in (asked, composed))
     with replace_directory(reports, "index") as part:
-        if held_out:
-            write_bytes(part / "surely.png", png(surely_figure(held_out)))
+        risk = png(surely_figure(held_out)) if held_out else None
+        if risk:
+            write_bytes(part / "surely.png", risk)
         if queries:
             write_bytes(part / "queries.png", png(search_figure(queries)))
         if labelled is not None:
@@ -306,7 +307,7 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, held_out: Asked | N
                 "Labelled queries: the nearest images": queries,
                 "Image, and image - text. Red: names the text taken away. Green: names what should remain": minus,
             }
-            write_text(part / "report.html", search_page("Search", report.summary(), sections))
+            write_text(part / "report.html", search_page("Search", report.summary(), sections, risk))
         write_report(report, part)
     return report
 

@@ -54,8 +54,12 @@ _CSS = {None: "", True: "good", False: "bad"}
 _SAID = {None: "", True: ": right", False: ": wrong"}
 
 
-def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQuery]]) -> str:
-    """Returns the HTML of a page with pictures. `sections`: heading -> queries; an empty section is left out."""
+def search_page(
+    title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQuery]], risk: bytes | None = None
+) -> str:
+    """Returns the HTML of a page with pictures. `sections`: heading -> queries; an empty section is left out. `risk`: a
+    figure of how well the line keeps its promise.
+    """
     blocks = []
     for name, queries in sections.items():
         if queries:
@@ -66,6 +70,8 @@ def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQ
                     blocks += [asked, *answers]
                 else:
                     blocks.append(fold(query.query + _SAID[query.right], "".join(answers)))
+    if risk:
+        blocks += [heading("How sure the first picture is"), picture(risk, alt="loss against the share answered")]
     return page(title, lead, blocks)
 
 
@@ -151,11 +157,9 @@ class IndexReport(Report):
                 f"with image - text, the images that name the text fall from {before:.0%} to {after:.0%} of the top "
                 f"{SHARE_CUT} on average"
             )
-        if "index/surely/num_texts" in metrics:
-            parts.append(
-                f"of {metrics['index/surely/num_texts']:,} held-out texts, as sure as 3 in 4, the halves that no line "
-                f"was drawn by get a wrong first image above it {metrics['index/surely/0.75/loss']:.1%} of the time"
-            )
+        if "index/surely/num_concepts" in metrics:
+            loss = metrics["index/surely/0.75/loss"]
+            parts.append(f"{loss:.1%} of questions like the held-out texts get a wrong first image above the line")
         return "; ".join(parts) + "."
 
 

@@ -1,9 +1,9 @@
-"""How well the promise of an index holds, on texts that neither the fit nor the lines have seen.
+"""How well the promise of an index holds, on concepts that neither the fit nor the lines have seen.
 
-Half of the texts make a promise, the other half is asked; 1,000 times, each with another half. nAUC is that of mteb
+Half of the concepts make a promise, the other half is asked; 1,000 times, each with another half. nAUC is that of mteb
 (Gisserot-Boukhlef and others, 2024): the right share among the answers that are kept, over shares of answers that are
 left out, where 0 is a choice at random and 1 the best choice; the bound of its gain over the score alone is drawn by
-text.
+concept.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ Floats = NDArray[np.float64]
 
 
 def loss(asked: Asked, slope: float, least: float) -> float:
-    """The mean over texts of the share of its questions whose first picture is wrong and above a line."""
-    wrong = ~asked.right & (margins(asked, slope) >= least)
-    return float((wrong / np.bincount(asked.texts)[asked.texts]).sum() / asked.num_texts)
+    """The mean over concepts of the share of its questions whose first picture is wrong and above a line."""
+    return _share(asked, ~asked.right & (margins(asked, slope) >= least))
+
+
+def _share(asked: Asked, which: NDArray[np.bool_]) -> float:
+    return float(asked.weights[which].sum() / asked.num_concepts)
 
 
 def surely_metrics(asked: Asked, num_splits: int = _SPLITS) -> dict[str, float | int]:
@@ -36,21 +39,21 @@ def surely_metrics(asked: Asked, num_splits: int = _SPLITS) -> dict[str, float |
     """
     found: dict[str, list[float]] = {}
     for seed in range(num_splits):
-        half = np.random.default_rng(seed).permutation(asked.num_texts) % 2 == 0
+        half = np.random.default_rng(seed).permutation(asked.num_concepts) % 2 == 0
         seen, unseen = asked.of(half), asked.of(~half)
         promise = promised(seen)
         for level, least in promise.lines.items():
             above = margins(unseen, promise.slope) >= least
             measured = {
                 "loss": loss(unseen, promise.slope, least),
-                "share_shown": above.mean(),
-                "share_of_right_shown": above[unseen.right].mean() if unseen.right.any() else 0.0,
+                "share_shown": _share(unseen, above),
+                "share_of_right_shown": _share(unseen, above & unseen.right) / max(_share(unseen, unseen.right), 1e-9),
             }
             for name, value in measured.items():
-                found.setdefault(f"index/surely/{level}/{name}", []).append(float(value))
+                found.setdefault(f"index/surely/{level}/{name}", []).append(value)
     metrics: dict[str, float | int] = {name: round(float(np.mean(values)), 6) for name, values in found.items()}
     gain, low, high = nauc_gain(asked)
-    metrics["index/surely/num_texts"] = asked.num_texts
+    metrics["index/surely/num_concepts"] = asked.num_concepts
     metrics["index/surely/nauc"] = round(nauc(_crossed(asked), asked.right), 6)
     metrics["index/surely/nauc_gain"], metrics["index/surely/nauc_gain/low"] = round(gain, 6), round(low, 6)
     metrics["index/surely/nauc_gain/high"] = round(high, 6)
@@ -71,19 +74,19 @@ def _area(sure: Floats, right: NDArray[np.bool_]) -> float:
 
 
 def nauc_gain(asked: Asked) -> tuple[float, float, float]:
-    """nAUC with a line that rises with splits, minus that of the score alone, and its 95 % interval by texts.
+    """nAUC with a line that rises with splits, minus that of the score alone, and its 95 % interval by concepts.
 
-    Each half of the texts is judged by the slope of the other.
+    Each half of the concepts is judged by the slope of the other.
     """
     crossed = _crossed(asked)
 
     def gain(rows: NDArray[np.int64]) -> float:
         return nauc(crossed[rows], asked.right[rows]) - nauc(asked.scores[rows], asked.right[rows])
 
-    rows = np.arange(len(asked.texts))
+    rows = np.arange(len(asked.concepts))
     drawn = [
-        gain(np.repeat(rows, counts[asked.texts].astype(int)))
-        for block in draws(asked.num_texts, _RESAMPLES, 0)
+        gain(np.repeat(rows, counts[asked.concepts].astype(int)))
+        for block in draws(asked.num_concepts, _RESAMPLES, 0)
         for counts in block
     ]
     low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])
@@ -91,9 +94,9 @@ def nauc_gain(asked: Asked) -> tuple[float, float, float]:
 
 
 def _crossed(asked: Asked) -> Floats:
-    half = np.arange(asked.num_texts) % 2 == 0
+    half = np.arange(asked.num_concepts) % 2 == 0
     slopes = np.where(half, fitted(asked.of(~half)), fitted(asked.of(half)))
-    crossed: Floats = asked.scores - slopes[asked.texts] * asked.splits
+    crossed: Floats = asked.scores - slopes[asked.concepts] * asked.splits
     return crossed
 
 
@@ -105,7 +108,7 @@ def surely_figure(asked: Asked) -> Figure:
 
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.subplots()
-    each = 1 / np.bincount(asked.texts)[asked.texts] / asked.num_texts
+    each = asked.weights / asked.num_concepts
     for name, sure, colour in (("the score alone", asked.scores, SOFT), ("the line", _crossed(asked), INK)):
         order = np.argsort(-sure)
         wrong = (each * ~asked.right)[order].cumsum()

@@ -151,12 +151,12 @@ def test_a_line_is_drawn_for_words_alone_and_else_it_says_why_not(world, made, t
     first = served(tmp_path)
     lines = {0.75: 0.9, 0.9: 2.0}
     promised = replace(
-        first, index=first.index.promising(Promise(lines=lines, slope=0.5, num_texts=60), tmp_path / "index")
+        first, index=first.index.promising(Promise(lines=lines, slope=0.5, num_concepts=60), tmp_path / "index")
     )
     assert served(tmp_path).index.header == promised.index.header
     with service(world, promised) as one:
         rule = (
-            "questions like the 60 held-out texts of this index, half of which have no answer here, at most one gets a "
+            "questions like the held-out texts of this index, half of which have no answer here, at most one gets a "
             "wrong first picture above the line."
         )
         assert asked("/search?text=blue&limit=4", one) == ([True] * 3 + [False], f"Of 4 {rule}")

@@ -127,6 +127,7 @@ def search(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-k", type=int, default=None, metavar="N", help="number of results (default: search.num_results)"
     )
+    parser.add_argument("--surely", type=float, metavar="LEVEL", help="how sure images above the line are: 0.75 or 0.9")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
 

@@ -47,6 +47,21 @@ CATALOGUE = "catalogue"
 _NUM_FILTERS = 16
 
 
+class Promise(StoredModel):
+    """How sure its answers in words are; `align.search.surely` measures it.
+
+    Attributes:
+        lines: level, such as 0.9 -> least score of a picture that holds it, for words that are not split; 2: no picture
+            does.
+        slope: how much the lines rise by what `Embedder.splits` says of a text.
+        num_concepts: of the held-out texts by which the lines were drawn, and of whose kind the promise is.
+    """
+
+    lines: dict[float, float]
+    slope: float
+    num_concepts: int
+
+
 class IndexFacts(StoredModel):
     """What an index was made from, and what was found.
 
@@ -57,6 +72,7 @@ class IndexFacts(StoredModel):
         rules: code of each rule of the filter -> what it drops, as a condition, None if it was off; none of them
             dropped a pair that is here. Empty: nobody knows the rules.
         warning: why its answers may be wrong, as `align index` found; None: it found nothing, or did not look.
+        promise: how sure its answers are; None: it has too few held-out texts to say.
     """
 
     model_digest: str
@@ -64,6 +80,7 @@ class IndexFacts(StoredModel):
     thumbnail_px: int
     rules: dict[str, str | None] = Field(default_factory=dict)
     warning: str | None = None
+    promise: Promise | None = None
 
 
 class IndexHeader(IndexFacts):
@@ -193,6 +210,12 @@ class ImageIndex:
         """The same index without images that `IndexedImages.listed`: no key names them, and no search finds them."""
         shown = ~self.items.listed(image_ids, covers)
         return replace(self, _shown=None if shown.all() else shown)
+
+    def promising(self, promise: Promise, directory: Path) -> ImageIndex:
+        """The same index with a promise, which is written into its folder."""
+        header = self.header.model_copy(update={"promise": promise})
+        write_text(directory / _HEADER, to_json(header.model_dump(mode="json")))
+        return replace(self, header=header)
 
     @property
     def num_images(self) -> int:

@@ -7,7 +7,8 @@ Batch sizes here change speed only: in evaluation every sample's embedding depen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 64
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 #: (number, width) float32, L2-normalised rows.
 Embeddings = NDArray[np.float32]
@@ -43,6 +45,13 @@ class Encoder(Protocol):
 
     def embed_texts(self, texts: Iterable[str]) -> Embeddings:
         """(num_texts, width) float32, L2-normalised rows."""
+
+
+class SearchEncoder(Encoder, Protocol):
+    """Also says how well it knows the words of a text, by which search says how sure it is."""
+
+    def splits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(num_texts,): see `Embedder.splits`."""
 
 
 class Embedder:
@@ -128,6 +137,12 @@ class Embedder:
             input_ids, mask = pad([ids[row] for row in rows], self._tokenizer.pad_id)
             embeds[rows] = self._model.encode_text(input_ids.to(self._device), mask.to(self._device)).cpu().numpy()
         return embeds
+
+    def splits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(N,): the logarithm of the number of tokens for each word or mark of a text; 0: all are known whole."""
+        none, *pieces = map(len, self._tokenizer.ids(["", *texts]))  # what begins and ends a text is no piece of it
+        words = [len(_WORD_OR_MARK.findall(text)) for text in texts]
+        return np.log(np.maximum(np.array(pieces, np.float64) - none, 1) / np.maximum(words, 1))
 
 
 def load_with_tokenizer(directory: Path) -> tuple[DualEncoder, TextTokenizer]:

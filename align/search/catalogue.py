@@ -36,7 +36,7 @@ from align.formats.indexed_images import ROWS_AT_ONCE, Vectors32
 from align.formats.model_folder import model_digest, origin
 from align.formats.table import PICTURE_COLUMNS, TEXT_COLUMNS, Table, find_column
 from align.formats.written_numbers import read_column
-from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
+from align.model.embedder import IMAGES_AT_ONCE, Embedder, SearchEncoder
 from align.pairs.picture import PictureError
 from align.pairs.text import normalise
 from align.project import provenance
@@ -44,6 +44,7 @@ from align.search.embed_shards import thumbnail, write_table
 from align.search.given_model import given_model
 from align.search.inputs import image_files
 from align.search.left_out import LeftOut
+from align.search.surely import ask_held_out, promised
 from align.services.dvc.outs import require_no_out
 from align.services.vector_index import VectorIndex
 
@@ -138,7 +139,14 @@ def _plain(value: Any) -> str:
 
 
 def index_catalogue(
-    config: IndexConfig, source: Path, reading: IngestConfig, encoder: Encoder, digest: str, out: Path, *, update: bool
+    config: IndexConfig,
+    source: Path,
+    reading: IngestConfig,
+    encoder: SearchEncoder,
+    digest: str,
+    out: Path,
+    *,
+    update: bool,
 ) -> int:
     """Makes the index of a catalogue.
 
@@ -198,12 +206,15 @@ def index_catalogue(
             model_digest=digest, shards_digest=content, thumbnail_px=config.thumbnail_px, warning=warning
         )
         write_index(folder, _images(entries, found.columns, embedded), build, facts)
+        index = ImageIndex.load(folder, VectorIndex.load)
+        if asked := ask_held_out(index, encoder):
+            index.promising(promised(asked), folder)
         shutil.rmtree(folder / _PIECES)
     say(f"index: {len(entries):,} images of {source}; {len(lacking):,} pictures were embedded -> {out}")
     return len(lacking)
 
 
-def _matched(texts: Sequence[str], vectors: Vectors32, encoder: Encoder) -> tuple[str, bool]:
+def _matched(texts: Sequence[str], vectors: Vectors32, encoder: SearchEncoder) -> tuple[str, bool]:
     """How well the model finds pictures, by their (number, width) vectors, from their own texts, in words; whether it
     knows such pictures.
     """
@@ -261,7 +272,7 @@ def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> tu
 
 
 def _embedded(
-    folder: Path, pictures: Sequence[tuple[str, Path]], encoder: Encoder, thumbnail_px: int
+    folder: Path, pictures: Sequence[tuple[str, Path]], encoder: SearchEncoder, thumbnail_px: int
 ) -> dict[str, tuple[bytes, bytes]]:
     """image_id -> thumbnail and vector; the vector is empty if the picture does not decode."""
     folder.mkdir(exist_ok=True)
@@ -278,7 +289,7 @@ def _embedded(
     return found
 
 
-def _embed(pictures: Sequence[tuple[str, Path]], encoder: Encoder, thumbnail_px: int) -> pa.Table:
+def _embed(pictures: Sequence[tuple[str, Path]], encoder: SearchEncoder, thumbnail_px: int) -> pa.Table:
     rows: list[dict[str, Any]] = []
     decoded: list[bytes] = []
     for image_id, path in pictures:

@@ -37,7 +37,7 @@ from align.formats.image_index import Hit, ImageIndex, IndexedImage, IndexFacts,
 from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import local_tar, read_manifest
-from align.model.embedder import Embedder, Encoder
+from align.model.embedder import Embedder, SearchEncoder
 from align.project import provenance
 from align.search.addresses import with_addresses
 from align.search.embed_shards import RESULTS, EmbedWork, embed_shards, embedded_tars
@@ -60,6 +60,8 @@ from align.search.report import (
     search_figure,
     search_page,
 )
+from align.search.surely import Asked, ask_held_out, held_levels, promised
+from align.search.surely_report import surely_figure, surely_metrics
 from align.services.executors.executors import open_executor
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
@@ -82,7 +84,7 @@ class LabelledSearch:
     """
 
     images: ImageIndex
-    encoder: Encoder
+    encoder: SearchEncoder
     picture: Callable[[IndexedImage], bytes]
     text_weight: float
 
@@ -105,10 +107,16 @@ class LabelledSearch:
             "expected": query.expected,
             "right": right,
             "chance": round(chance([num_right], len(self.images.items), ANSWER_CUT), 6),
+            "surely": self._held(query.query, hits[0].score),
             "found": answers,
         }
         shown = self._answers(hits, lambda texts: names(texts, query.expected))
         return entry, [AnsweredQuery(query.query, None, shown, right)]
+
+    def _held(self, text: str, score: float) -> list[float]:
+        """The levels that the first image for a text holds."""
+        promise = self.images.header.promise
+        return held_levels(promise, score, float(self.encoder.splits([text])[0])) if promise else []
 
     def subtract(self, query: ComposedQuery) -> Outcome:
         """Asks with an image alone and with image - text. The image itself is excluded from both answers."""
@@ -185,7 +193,7 @@ class IndexModel:
     """
 
     folder: Path
-    encoder: Encoder
+    encoder: SearchEncoder
     digest: str
 
 
@@ -267,19 +275,21 @@ def index(
         def picture(item: IndexedImage) -> bytes:
             return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
-        report = _ask(labelled, LabelledSearch(index, model.encoder, picture, text_weight), reports)
+        if asked := ask_held_out(index, model.encoder):
+            index = index.promising(promised(asked), folder)
+        report = _ask(labelled, LabelledSearch(index, model.encoder, picture, text_weight), asked, reports)
         work.work.drop(RESULTS)
     return report
 
 
-def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> IndexReport:
+def _ask(labelled: QueryFile | None, search: LabelledSearch, held_out: Asked | None, reports: Path) -> IndexReport:
     """Asks the labelled queries and writes the report."""
     asked = [search.ask(query) for query in labelled.queries] if labelled else []
     composed = [search.subtract(query) for query in labelled.composed] if labelled else []
     entries = [entry for entry, _ in asked], [entry for entry, _ in composed]
     header = search.images.header
     report = IndexReport(
-        metrics=index_metrics(header.num_items, *entries),
+        metrics=index_metrics(header.num_items, *entries) | (surely_metrics(held_out) if held_out else {}),
         model_digest=header.model_digest,
         shards_digest=header.shards_digest,
         queries=entries[0],
@@ -287,6 +297,9 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> I
     )
     queries, minus = ([query for _, shown in outcomes for query in shown] for outcomes in (asked, composed))
     with replace_directory(reports, "index") as part:
+        risk = png(surely_figure(held_out)) if held_out else None
+        if risk:
+            write_bytes(part / "surely.png", risk)
         if queries:
             write_bytes(part / "queries.png", png(search_figure(queries)))
         if labelled is not None:
@@ -294,7 +307,7 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> I
                 "Labelled queries: the nearest images": queries,
                 "Image, and image - text. Red: names the text taken away. Green: names what should remain": minus,
             }
-            write_text(part / "report.html", search_page("Search", report.summary(), sections))
+            write_text(part / "report.html", search_page("Search", report.summary(), sections, risk))
         write_report(report, part)
     return report
 

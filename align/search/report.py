@@ -13,6 +13,7 @@ from align.display.figure import BAD, GOOD, INK, SOFT, legible
 from align.display.html import escape, fold, gallery, heading, page, paragraph, picture
 from align.display.report import Report
 from align.pairs.picture import small, thumbnail
+from align.search.surely import LEVELS
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ _CSS = {None: "", True: "good", False: "bad"}
 _SAID = {None: "", True: ": right", False: ": wrong"}
 
 
-def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQuery]]) -> str:
-    """Returns the HTML of a page with pictures. `sections`: heading -> queries; an empty section is left out."""
+def search_page(
+    title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQuery]], risk: bytes | None = None
+) -> str:
+    """Returns the HTML of a page with pictures. `sections`: heading -> queries; an empty section is left out. `risk`: a
+    figure of how well the line keeps its promise.
+    """
     blocks = []
     for name, queries in sections.items():
         if queries:
@@ -65,6 +70,8 @@ def search_page(title: str, lead: str, sections: Mapping[str, Sequence[AnsweredQ
                     blocks += [asked, *answers]
                 else:
                     blocks.append(fold(query.query + _SAID[query.right], "".join(answers)))
+    if risk:
+        blocks += [heading("How sure the first picture is"), picture(risk, alt="loss against the share answered")]
     return page(title, lead, blocks)
 
 
@@ -122,7 +129,8 @@ class IndexReport(Report):
         model_digest: names the model that embedded the images.
         shards_digest: names the images.
         queries: query, expected, right (a right image in the top 5), chance (probability that five random images
-            include a right one), found (key, score, texts, right).
+            include a right one), surely (the levels whose line the first image is above), found (key, score, texts,
+            right).
         composed: image_text, minus, image_key; share_before and share_after, of images that name the text taken away;
             expected, expected_before and expected_after. If no indexed image has such a text, image_key is null and
             the shares are missing.
@@ -149,6 +157,9 @@ class IndexReport(Report):
                 f"with image - text, the images that name the text fall from {before:.0%} to {after:.0%} of the top "
                 f"{SHARE_CUT} on average"
             )
+        if "index/surely/num_concepts" in metrics:
+            loss = metrics["index/surely/0.75/loss"]
+            parts.append(f"{loss:.1%} of questions like the held-out texts get a wrong first image above the line")
         return "; ".join(parts) + "."
 
 
@@ -160,6 +171,10 @@ def index_metrics(
     if queries:
         metrics["index/queries/num_asked"] = len(queries)
         metrics["index/queries/num_right_in_top_5"] = sum(outcome["right"] for outcome in queries)
+        for level in LEVELS:
+            sure = [outcome for outcome in queries if level in outcome["surely"]]
+            metrics[f"index/queries/num_sure/{level}"] = len(sure)
+            metrics[f"index/queries/num_sure_and_wrong/{level}"] = sum(not one["found"][0]["right"] for one in sure)
         metrics["index/queries/num_right_in_top_5/chance"] = round(sum(outcome["chance"] for outcome in queries), 3)
     if asked := [outcome for outcome in composed if outcome["image_key"] is not None]:
         metrics["index/minus/num_asked"] = len(asked)

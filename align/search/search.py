@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 
@@ -33,10 +34,13 @@ def _words(hit: SearchHit) -> str:
     return " | ".join([*hit.texts, *(f"{name}: {value}" for name, value in hit.columns.items() if value is not None)])
 
 
-def _table(hits: list[SearchHit]) -> list[str]:
+def _table(hits: list[SearchHit], promise: str) -> list[str]:
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
     lines = [f"{'rank':>4}  {'score':>6}  {'key':<9}  text"]
+    num_sure = sum(bool(hit.sure) for hit in hits)
     for hit in hits:
+        if hit.sure is False and hit.rank == num_sure + 1:
+            lines += ["-" * width, *wrap(promise, width)]
         line = f"{hit.rank:>4}  {hit.score:>6.3f}  {hit.key:<9}  {_words(hit)}"
         lines.append(line if len(line) <= width else line[: width - 1] + "…")
     return lines
@@ -54,8 +58,13 @@ def _page(found: SearchAnswer, key: str | None, image: bytes | None, served: Ser
     answers = [
         ImageAnswer(pictures.read(served, index.item(hit.key)), _words(hit), hit.score, None) for hit in found.hits
     ]
-    answered = AnsweredQuery(found.query, image, answers, None)
-    return search_page("Search", f"{len(answers)} of {len(index.items):,} images.", {"Nearest images": [answered]})
+    num_above = sum(hit.sure is not False for hit in found.hits)
+    above, below = answers[:num_above], answers[num_above:]
+    sections = {
+        "Nearest images": [AnsweredQuery(found.query, image, above, None)] if above or not below else [],
+        "Below the line": [AnsweredQuery(found.query, image, below, None)] if below else [],
+    }
+    return search_page("Search", f"{len(answers)} of {len(index.items):,} images. {found.promise}", sections)
 
 
 def _read_image(path: Path) -> bytes:
@@ -74,6 +83,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         require_output_file("--html", args.html, ".html")
     image = _read_image(args.image) if args.image else None
     given = {"text": args.text, "key": args.key, "plus": args.plus, "minus": args.minus, "where": args.where}
+    given |= {"surely": args.surely} if args.surely is not None else {}
     try:
         query = parsed(given).model_copy(update={"limit": args.k or config.num_results})  # a page of ours may be longer
         require_one_question(query, has_image=image is not None)
@@ -95,7 +105,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.json:
         show_json(_json(found.hits))
     else:
-        show(*_table(found.hits))
+        show(*_table(found.hits, found.promise))
+        if found.promise and (not found.hits or found.hits[-1].sure is not False):
+            say(f"search: {found.promise}")
     if args.html:
         write_text(args.html, _page(found, query.key, image, served, params))
         say(f"search: wrote {args.html}")

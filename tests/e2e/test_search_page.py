@@ -2,10 +2,12 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from align.formats.image_index import Promise
 from align.search.service.answers import PairShown, RuleShown
 from tests.support import colour_index, served
 from tests.support.browser import open_page
@@ -118,6 +120,23 @@ def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab, url):
     press(tab, "Escape")
     tab.wait("!document.getElementById('detail').open")
     tab.wait(f"{FOCUSED} === {json.dumps(first)}")
+
+
+def test_a_line_comes_after_the_last_sure_picture_and_what_is_below_is_faded(tab, tmp_path):
+    colour_index.build(tmp_path)
+    first = served.served(tmp_path)
+    promise = Promise(lines={0.75: 0.9, 0.9: 2.0}, slope=0.0, num_concepts=60)
+    promised = replace(first, index=first.index.promising(promise, tmp_path / "index"))
+    rows = "[...document.getElementById('results').children]"
+    faded = f"{rows}.map((e) => e.className || getComputedStyle(e.querySelector('.picture, .absent')).opacity)"
+    with served.service(tmp_path, promised) as service, served.listening(service) as address:
+        tab.open(f"{address}/?text=blue")
+        shows(tab, "blue")
+        assert tab.run(f"{faded}.join(' ')") == " ".join(["1"] * 3 + ["line"] + ["below"] * 9)
+        assert tab.run(f"{rows}[3].innerText").startswith("Of 4 questions like the held-out texts")
+        tab.open(f"{address}/?text=nothing")
+        tab.wait("document.querySelector('#results .line')")
+        assert tab.run(f"{rows}[0].innerText").startswith("No picture here surely shows this (as sure as 3 in 4).")
 
 
 def test_it_begins_with_pictures_and_an_example(tab, url):

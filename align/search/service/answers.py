@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, FailFast, Field
+from pydantic import AfterValidator, BaseModel, FailFast, Field
+
+from align.search.surely import LEVELS
 
 #: The model reads the first max_tokens of a text only.
 Text = Annotated[str, Field(max_length=1000)]
 Key = Annotated[str, Field(min_length=1, max_length=500)]
 Conditions = Annotated[list[Annotated[str, Field(min_length=1, max_length=1200)]], FailFast(), Field(max_length=16)]
+
+
+def _level(value: float) -> float:
+    if value not in LEVELS:
+        raise ValueError(f"{value:g} is not promised; {' or '.join(map(str, LEVELS))} is")
+    return value
+
+
+Level = Annotated[float, AfterValidator(_level), Field(json_schema_extra={"enum": list(LEVELS)})]
 #: Results that paging can reach.
 MAX_RESULTS = 1000
 #: Column of a catalogue -> value; empty for an index of shards.
@@ -30,6 +41,7 @@ class SearchQuery(BaseModel, extra="forbid"):
         where: only pictures whose columns fulfil each of these conditions, such as `price<=20`.
         offset: number of results to leave out.
         limit: highest number of results.
+        surely: how sure the pictures above the line are to be.
     """
 
     text: Text | None = None
@@ -42,6 +54,7 @@ class SearchQuery(BaseModel, extra="forbid"):
     where: Conditions = []
     offset: Annotated[int, Field(ge=0, le=MAX_RESULTS)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] = 24
+    surely: Level = LEVELS[0]
 
     @property
     def texts(self) -> list[str]:
@@ -97,10 +110,17 @@ class Shown(BaseModel):
 
 
 class SearchHit(Shown):
-    """A picture that was found: its rank, from 1 over all pages, and its cosine with the query."""
+    """A picture that was found.
+
+    Attributes:
+        rank: from 1 over all pages.
+        score: its cosine with the query.
+        sure: whether it is above the line, see `SearchAnswer.promise`; null: there is no line.
+    """
 
     rank: int
     score: float
+    sure: bool | None = None
 
 
 class SearchAnswer(BaseModel):
@@ -113,6 +133,7 @@ class SearchAnswer(BaseModel):
         offset: as asked.
         more: whether there are results after these.
         hint: where no picture meets the conditions, the values that there are; else empty.
+        promise: in words: what the line between `sure` hits and the others means, or why there is none.
         hits: one page of them, fewer than `limit` where so many would be long.
     """
 
@@ -122,6 +143,7 @@ class SearchAnswer(BaseModel):
     offset: int
     more: bool
     hint: str
+    promise: str
     hits: list[SearchHit]
 
 

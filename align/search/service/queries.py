@@ -23,6 +23,7 @@ from align.search.service.answers import (
     StartAnswer,
 )
 from align.search.service.served import Served
+from align.search.surely import line_for, meaning
 
 Rows = NDArray[np.float32]
 Allowed = NDArray[np.bool_] | None
@@ -96,7 +97,8 @@ def answer(
     vector = None if is_list else _vector(query, served, query.weight or text_weight, texts, image)
     exclude = [query.key] if query.key is not None else []
     hits = served.index.search(vector, end + 1, exclude=exclude, allowed=allowed)
-    shown = [_shown(served, hit, begin + rank) for rank, hit in enumerate(hits[begin:end], 1)]
+    line, promise = _promise(query, served, is_list=is_list, first=hits[0].score if hits else -1.0)
+    shown = [_shown(served, hit, begin + rank, line) for rank, hit in enumerate(hits[begin:end], 1)]
     return SearchAnswer(
         query=filters if is_list else query.describe(),
         served=version(served),
@@ -104,8 +106,24 @@ def answer(
         offset=begin,
         more=len(hits) > end and end < MAX_RESULTS,
         hint="" if hits else served.index.items.offered(query.where),
+        promise=promise,
         hits=shown,
     )
+
+
+def _promise(query: SearchQuery, served: Served, *, is_list: bool, first: float) -> tuple[float | None, str]:
+    """The line and what it means; without a line, why. `first` is the highest score."""
+    promise = served.index.header.promise
+    if is_list:
+        return None, ""
+    if promise is None:
+        return None, "This index has too few held-out texts to say how sure an answer is."
+    if query.text is None:
+        return None, "How sure an answer is, is known of words alone, not of a picture."
+    if query.where or query.words is not None or query.split:
+        return None, "How sure an answer is, is known of the whole index, not of a part of it."
+    line = line_for(promise, query.surely, float(served.embedder.splits([query.text])[0]))
+    return line, meaning(promise, query.surely, has_sure=_rounded(first) >= line)
 
 
 def bounded(hits: Sequence[SearchHit]) -> list[SearchHit]:
@@ -155,6 +173,10 @@ def _vector(query: SearchQuery, served: Served, weight: float, texts: Rows, imag
         raise DataError(str(error)) from None
 
 
-def _shown(served: Served, hit: Hit, rank: int) -> SearchHit:
-    score = round(min(max(hit.score, -1.0), 1.0), 6)
-    return SearchHit(rank=rank, score=score, **facts(served, hit.item))
+def _shown(served: Served, hit: Hit, rank: int, line: float | None = None) -> SearchHit:
+    score = _rounded(hit.score)
+    return SearchHit(rank=rank, score=score, sure=None if line is None else score >= line, **facts(served, hit.item))
+
+
+def _rounded(score: float) -> float:
+    return round(min(max(score, -1.0), 1.0), 6)

@@ -196,6 +196,26 @@ def test_a_model_that_does_not_know_such_pictures_is_told(tmp_path, capsys):
     assert warning in capsys.readouterr().err and warning in loaded.header.warning
 
 
+def test_a_hundred_texts_draw_a_line_and_fewer_draw_none(tmp_path, capsys):
+    goods = tmp_path / "goods"
+    goods.mkdir()
+    for number in range(120):
+        colour = ("red", "green", "blue")[number % 3]
+        (goods / f"{colour} {number}.png").write_bytes(square(colour, shade=number, format="PNG", side_px=8))
+    build(goods, tmp_path / "index")
+    promise = opened(tmp_path / "index").header.promise
+    assert promise.num_concepts == 60 and promise.lines[0.75] <= promise.lines[0.9]
+    capsys.readouterr()
+    for path in list(goods.iterdir())[:30]:
+        path.unlink()
+    build(goods, tmp_path / "index")
+    assert opened(tmp_path / "index").header.promise is None
+    assert (
+        "index: 90 different held-out texts can be asked, fewer than 100, so answers have no line\n"
+        in capsys.readouterr().err
+    )
+
+
 def test_html_of_a_title_is_text(tmp_path):
     titles = ["<p>A <b>red</b> lamp &amp; shade</p>", "&lt;br/&gt;5 < 6 > 4 <3", "<br>"]
     rows = "".join(f"pictures/red.jpg,{title}\n" for title in titles)

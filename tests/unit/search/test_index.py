@@ -3,6 +3,7 @@ import json
 import shutil
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +13,11 @@ from align.config.infrastructure import EngineConfig
 from align.errors import DataError, FormatError
 from align.formats.image_index import ImageIndex
 from align.formats.indexed_images import PairAddress
+from align.search import index
 from align.search.addresses import with_addresses
 from align.search.embed_shards import thumbnail
 from align.search.index import read_rules
+from align.search.surely import Asked, promised
 from align.services.vector_index import VectorIndex
 from tests.support import colour_index
 from tests.support.colour_index import PAGE, RULES, write_raw, write_report
@@ -99,6 +102,21 @@ def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(built):
     assert (composed["share_before"], composed["share_after"]) == (0.2, 0.1)
     assert report.metrics["index/minus/share_ratio"] == 0.5
     assert (composed["expected_before"], composed["expected_after"]) == (0.6, 0.6)
+
+
+def test_an_index_with_texts_enough_promises_and_reports_how_well_it_holds(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    asked = Asked(np.arange(200), rng.random(200), np.zeros(200), rng.random(200) < 0.5)
+    monkeypatch.setattr(index, "ask_held_out", lambda *_: asked)
+    report = build(tmp_path)
+    promise = ImageIndex.load(tmp_path / "index", VectorIndex.load).header.promise
+    assert promise == promised(asked)
+    assert 0.2 < report.metrics["index/surely/0.75/loss"] < 0.3
+    assert [query["surely"] for query in report.queries] == [[0.75, 0.9]] * 3  # all have a score of nearly 1
+    assert report.metrics["index/queries/num_sure/0.9"] == 3
+    assert report.metrics["index/queries/num_sure_and_wrong/0.9"] == 1
+    assert (tmp_path / "reports/index/surely.png").exists()
+    assert "How sure the first picture is" in (tmp_path / "reports/index/report.html").read_text()
 
 
 def test_the_same_bytes_again(tmp_path, built):

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from align.arguments.commands import READY
@@ -13,8 +14,11 @@ from align.formats.model_folder import model_digest, read_config, read_weights, 
 from align.formats.ready import require_whole
 from align.model.embedder import Embedder
 from align.search import ready
+from align.search.queries import read_queries
 from align.search.ready import MAX_BYTES, make_ready
 from align.search.service.fetched import ReadySearch
+from align.search.surely import ask_held_out, line_for, promised
+from align.search.surely_report import surely_metrics
 from align.services.vector_index import VectorIndex
 from tests.support import ROOT, colour_index, tiny_model
 
@@ -127,3 +131,25 @@ def test_it_is_whole_and_finds_what_it_should():
     hits = index.search(query, 5)
     assert any("heart" in " ".join(hit.item.texts) for hit in hits)
     assert index.thumbnail(hits[0].item.key).startswith(b"\xff\xd8")
+
+
+def test_it_is_silent_when_nothing_fits():
+    """Its promise is that of its held-out texts, kept on the half unseen; benchmarks/surely.py says what it costs."""
+    index = ImageIndex.load(ROOT / READY / "index", VectorIndex.load)
+    encoder = Embedder.load(ROOT / READY / "model")
+    asked = ask_held_out(index, encoder)
+    assert asked is not None and index.header.promise.slope == pytest.approx(promised(asked).slope, abs=1e-3)
+    metrics = surely_metrics(asked)
+    assert 0.08 < metrics["index/surely/0.9/loss"] < 0.12 and 0.22 < metrics["index/surely/0.75/loss"] < 0.28
+    assert metrics["index/surely/nauc_gain/low"] > 0
+    absent = json.loads((ROOT / "tests/support/absent.json").read_text())
+    assert len(absent) == 40
+
+    def num_shown(texts):
+        firsts = [index.search(vector, 1)[0].score for vector in encoder.embed_texts(texts)]
+        lines = [line_for(index.header.promise, 0.75, split) for split in encoder.splits(texts)]
+        return np.count_nonzero(np.array(firsts) >= lines)
+
+    assert num_shown(absent) <= 4
+    labelled = [one.query for one in read_queries(ROOT / "data/sample/queries.json").queries]
+    assert num_shown(labelled) >= 12  # of 20; it should be 19

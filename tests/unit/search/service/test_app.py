@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import shutil
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from align.config.ingest import IngestConfig
 from align.config.search import IndexConfig
+from align.formats.image_index import Promise
 from align.search.catalogue import index_catalogue
 from align.search.service import app, queries
 from align.search.service.decode import Decoders
@@ -119,6 +122,7 @@ def test_no_more_is_promised_than_paging_can_reach(made, monkeypatch):
     ("POST", "/search/image", {"content": square("red")[:300]}, 400, "not a picture"),
     ("POST", "/search/image", {"content": hostile_pictures.png(6000)}, 400, "6,000 x 6,000 pixels"),
     ("POST", "/embed/image", {"content": b"GIF89a"}, 400, "not a picture"),
+    ("GET", "/search?text=a&surely=0.8", {}, 400, "surely: 0.8 is not promised; 0.75 or 0.9 is"),
     ("POST", "/embed", {"json": {}}, 400, "texts: Field required"),
     ("POST", "/embed", {"json": {"texts": []}}, 400, "texts: List should have at least 1"),
     ("POST", "/embed", {"json": {"texts": ["a"] * 65}}, 400, "texts: List should have at most 64"),
@@ -134,6 +138,36 @@ def test_what_is_wrong_is_refused_in_one_line(made, method, path, more, status, 
     assert answer.status_code == status, answer.text
     body = json.loads(answer.text)
     assert set(body) == {"error"} and says in body["error"] and "\n" not in body["error"]
+
+
+def test_a_line_is_drawn_for_words_alone_and_else_it_says_why_not(world, made, tmp_path):
+    def asked(path, of=None):
+        answer = ask(of or made, "GET", path).json()
+        return [hit["sure"] for hit in answer["hits"]], answer["promise"]
+
+    few = "This index has too few held-out texts to say how sure an answer is."
+    assert asked("/search?text=blue&limit=1") == ([None], few)
+    shutil.copytree(world / "index", tmp_path / "index")
+    first = served(tmp_path)
+    lines = {0.75: 0.9, 0.9: 2.0}
+    promised = replace(
+        first, index=first.index.promising(Promise(lines=lines, slope=0.5, num_concepts=60), tmp_path / "index")
+    )
+    assert served(tmp_path).index.header == promised.index.header
+    with service(world, promised) as one:
+        rule = (
+            "questions like the held-out texts of this index, half of which have no answer here, at most one gets a "
+            "wrong first picture above the line."
+        )
+        assert asked("/search?text=blue&limit=4", one) == ([True] * 3 + [False], f"Of 4 {rule}")
+        assert asked("/search?text=blue&limit=2&offset=4", one) == ([False] * 2, f"Of 4 {rule}")
+        none = "No picture here surely shows this (as sure as 9 in 10)."
+        assert asked("/search?text=blue&limit=1&surely=0.9", one) == ([False], f"{none} Of 10 {rule}")
+        of_words = "How sure an answer is, is known of words alone, not of a picture."
+        assert asked("/search?key=000000000&limit=1&surely=0.9", one) == ([None], of_words)
+        whole = "How sure an answer is, is known of the whole index, not of a part of it."
+        assert asked("/search?text=blue&limit=1&split=test", one) == ([None], whole)
+        assert asked("/search?split=test&limit=1", one) == ([None], "")
 
 
 def test_a_word_that_comes_again_and_again_is_looked_for_once(made):

@@ -25,7 +25,6 @@ async function read(name, options) {
 
 const about = () => once("about", async () => (await read("about.json", {cache: "no-cache"})).json());
 const file = (name, as) => once(name, async () => (await read(`${(await about()).folder}/${name}`))[as]());
-const bytes = async (name) => new Int8Array(await file(name, "arrayBuffer"));
 
 /** All parts of a kind. */
 async function parts(kind, get) {
@@ -70,7 +69,7 @@ async function shown(at) {
   return {...await row(at), image: pictured(at).then((one) => one.image)};
 }
 
-// --- vectors: 16 bits a number, whose higher 8 find candidates, and the lower 8 decide among them
+// --- vectors: 24 bits a number, whose higher 8 find candidates, and the lower 16 decide among them
 
 async function embedder() {
   return once("embedder", async () => {
@@ -99,16 +98,14 @@ function embed(text) {
   return mine;
 }
 
-const fineOf = async (at, size) => {
-  const {width} = await about();
-  return (await bytes(`fine/${Math.floor(at / size)}.bin`)).subarray((at % size) * width, (at % size + 1) * width);
-};
+const coarseOf = async (part) => new Int8Array(await file(`coarse/${part}.bin`, "arrayBuffer"));
+const fineOf = async (part) => new Int16Array(await file(`fine/${part}.bin`, "arrayBuffer"));
 
 async function exact(at) {
   const {width, scale, at_once: sizes} = await about();
-  const coarse = (await bytes(`coarse/${Math.floor(at / sizes.rows)}.bin`)).subarray((at % sizes.rows) * width);
-  const fine = await fineOf(at, sizes.fine);
-  return Float64Array.from(fine, (low, place) => (coarse[place] * 256 + low) * scale);
+  const coarse = (await coarseOf(Math.floor(at / sizes.rows))).subarray((at % sizes.rows) * width);
+  const fine = (await fineOf(Math.floor(at / sizes.fine))).subarray((at % sizes.fine) * width);
+  return Float64Array.from({length: width}, (_, place) => (coarse[place] * 65536 + fine[place]) * scale);
 }
 
 const dot = (one, other, from = 0) => {
@@ -121,7 +118,7 @@ const dot = (one, other, from = 0) => {
 async function nearest(query, k, isAllowed) {
   const {width, at_once: sizes} = await about();
   const found = [];
-  (await parts("rows", (part) => bytes(`coarse/${part}.bin`))).forEach((vectors, part) => {
+  (await parts("rows", coarseOf)).forEach((vectors, part) => {
     for (let at = 0; at * width < vectors.length; at += 1) {
       const whole = part * sizes.rows + at;
       if (isAllowed(whole)) found.push([whole, dot(query, vectors, at * width)]);

@@ -32,7 +32,7 @@ from align.arguments.commands import SITE
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.display.console import say
-from align.durable.files import replace_directory, require_apart, require_replaceable, sha256_folder, to_json
+from align.durable.files import replace_directory, require_apart, require_replaceable, sha256_folder
 from align.errors import DataError
 from align.formats.image_index import CATALOGUE, ImageIndex, IndexedImage
 from align.formats.indexed_images import Vectors32
@@ -115,7 +115,9 @@ def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warning
             "folder": f"data-{digest[:16]}",
         }
         about["served"]["digest"] = digest
-        (part / "about.json").write_text(to_json(about), "utf-8")
+        (part / "about.json").write_text(
+            json.dumps(about, ensure_ascii=False, indent=1), "utf-8"
+        )  # in the columns' order
         (part / "runtime").mkdir()
         for name, content in {**files, "LICENSE": _LICENSE.encode()}.items():
             (part / "runtime" / name).write_bytes(content)
@@ -297,7 +299,7 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
         )
     is_catalogue = items[0].split == CATALOGUE
     note = "The index is of a catalogue: no filter has seen it." if is_catalogue else "This is what the index knows."
-    splits = {item.split for item in items}
+    splits = sorted({item.split for item in items})
     return {
         "schema_version": 1, "num_images": len(items), "width": header.width, "max_tokens": config.max_tokens,
         "at_once": _AT_ONCE, "served": version(served).model_dump(), "example": begin.example, "columns": columns,

@@ -33,7 +33,7 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.display.console import say
 from align.durable.files import replace_directory, require_apart, require_replaceable, sha256_folder
-from align.errors import DataError
+from align.errors import DataError, first_line
 from align.formats.image_index import CATALOGUE, ImageIndex, IndexedImage
 from align.formats.indexed_images import Vectors32
 from align.formats.model_folder import TOKENIZER, origin, tokenizer_of
@@ -144,7 +144,7 @@ def read_runtime(given: Path) -> dict[str, bytes]:
                 members = {name: package.extractfile(f"package/dist/{name}") for name in RUNTIME}
                 found = {name: member.read() for name, member in members.items() if member is not None}
     except (OSError, KeyError, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{given}: no onnxruntime for browsers here ({error}); {how}") from None
+        raise DataError(f"{given}: no onnxruntime for browsers here ({first_line(error)}); {how}") from None
     for name, digest in RUNTIME.items():
         if hashlib.sha256(found.get(name, b"")).hexdigest() != digest:
             raise DataError(f"{given}: {name} is not the one of onnxruntime-web 1.20.1, by its sha256; {how}")

@@ -17,11 +17,15 @@ from typing import Any
 
 SITE = Path(__file__).resolve().parent.parent / "data/sample/site"
 PORT = 7001
-_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+#: With those of Python, which a machine may have changed.
+_TYPES = {
+    **SimpleHTTPRequestHandler.extensions_map,
+    ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm",
+}
 
 
 class _Files(SimpleHTTPRequestHandler):
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, **_TYPES}  # of any Python, to say which one is needed
+    extensions_map = _TYPES
 
     def log_message(self, *args: Any) -> None:
         """Says nothing: the installation speaks meanwhile."""

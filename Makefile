@@ -146,9 +146,12 @@ pictures: $(STAMP) ## those of docs/, from the finished demo here and the browse
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build
 
-# The page is there at once, by what Python brings; `make` by its name, so that `make -n try` starts nothing.
+# The page is there at once: it computes in the browser, and Python's own server, which says its address, gives it the
+# files. `make` by its name, so that `make -n try` starts nothing.
 try: ## a page of search over a ready model: at once in your browser, in some minutes as a service; no training
-	@"$(PYTHON)" infra/first_page.py make --no-print-directory try-service
+	@echo "A page of search, at once, in your browser alone; the service, which also takes pictures, follows. Ctrl-C ends both."
+	@"$(PYTHON)" -u -m http.server 0 --bind 127.0.0.1 --directory data/sample/site 2> /dev/null & trap "kill $$!" EXIT; \
+	   make --no-print-directory try-service
 
 try-service: $(STAMP)
 	@$(RUN) align serve --ready data/sample/ready

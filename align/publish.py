@@ -45,20 +45,6 @@ RUNTIME = {
     "ort-wasm-simd-threaded.mjs": "745eb7c0ce6f18a6aa521971b2877babc7ffb27eecb58ab3bc6e5ef4692672e8",
     "ort-wasm-simd-threaded.wasm": "207d02be4591c156b0a98f024f3d58005b5b04c92274d759fb390338c63559ea",
 }
-_LICENSE = """\
-onnxruntime-web 1.20.1, https://github.com/microsoft/onnxruntime. MIT License. Copyright (c) Microsoft Corporation.
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions: The above copyright notice and
-this permission notice shall be included in all copies or substantial portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'"
@@ -70,7 +56,6 @@ _AT_ONCE = {"rows": 2048, "fine": 256, "pictures": 16}
 _NUM_ASKED, _SAME, _FIRST = 200, 0.99, 10
 #: Scores that differ by less may change places.
 _EQUAL = 1e-6
-_NUM_OFFERED = 8
 
 
 def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warnings: Sequence[str] = ()) -> int:
@@ -119,7 +104,7 @@ def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warning
             json.dumps(about, ensure_ascii=False, indent=1), "utf-8"
         )  # in the columns' order
         (part / "runtime").mkdir()
-        for name, content in {**files, "LICENSE": _LICENSE.encode()}.items():
+        for name, content in files.items():
             (part / "runtime" / name).write_bytes(content)
         alone = PAGE / "alone"
         for file in (one for one in sorted([*PAGE.iterdir(), *alone.iterdir()]) if one.is_file()):
@@ -286,24 +271,17 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
     served = Served(Release("", model.resolve().name), None, index, origin=origin(model))  # type: ignore[arg-type]
     begin = start(served)
     places = {item.key: place for place, item in enumerate(items)}
-    columns: dict[str, list[str] | None] = {}
-    offered: dict[str, str] = {}
-    for name, choices in begin.columns.items():  # a value that only pictures have that are taken down is not one
-        values = {item.columns[name] for item in items} - {None}
-        columns[name] = None if choices is None else [one for one in choices if one in values]
-        numbers = [value for value in values if isinstance(value, (int, float))]
-        texts = sorted(value for value in values if isinstance(value, str))
-        some = ", ".join(text[:100] for text in texts[:_NUM_OFFERED]) + (", …" if len(texts) > _NUM_OFFERED else "")
-        offered[name] = (
-            some if choices is not None else f"{min(numbers):.15g} to {max(numbers):.15g}" if numbers else ""
-        )
+    columns = {  # a value that only pictures have that are taken down is not one
+        name: choices and sorted({item.columns[name] for item in items}.intersection(choices))
+        for name, choices in begin.columns.items()
+    }
     is_catalogue = items[0].split == CATALOGUE
     note = "The index is of a catalogue: no filter has seen it." if is_catalogue else "This is what the index knows."
     splits = sorted({item.split for item in items})
     return {
         "schema_version": 1, "num_images": len(items), "width": header.width, "max_tokens": config.max_tokens,
         "at_once": _AT_ONCE, "served": version(served).model_dump(), "example": begin.example, "columns": columns,
-        "offered": offered, "first": [places[hit.key] for hit in begin.hits],
+        "first": [places[hit.key] for hit in begin.hits],
         "trained_on": {split: trained_on(split, None, header.shards_digest) for split in splits},
         "pair": pair_of_index(items[0], header, note).model_dump(exclude={"text"}),
     }  # fmt: skip

@@ -142,18 +142,10 @@ async function composed(at, {plus, minus, weight}) {
 
 // --- filters
 
-const SIGNS = "[$€£¥₹₽₩₺₴₪₫฿₱]|EUR|USD|GBP|CHF|JPY|CNY|PLN|CZK|SEK|NOK|DKK|HUF|zł|kr";
-const NUMBERS = [[".", ","], [",", "."]].map(([sign, other]) => [sign, new RegExp(
-  `^-?(?:0|[1-9]\\d{0,14}|[1-9]\\d{0,2}([${other}' ’])\\d{3}(?:\\1\\d{3}){0,3})(?:[${sign}]\\d{1,15})?(?:e[+-]?\\d{1,2})?$`, "i")]);
-
-/** A number as people write it; see align/formats/written_numbers.py. */
+/** A number as people type it. With three decimals it may be a thousand. */
 function number(text) {
-  const [, before, written = "", after] = new RegExp(`^(?:(${SIGNS}) ?)?([-\\d.,' ’e+]+?)(?: ?(${SIGNS}))?$`, "i").exec(text) ?? [];
-  const read = NUMBERS.map(([sign, pattern]) => pattern.test(written) && !(before && after)
-    ? Number(written.replace(new RegExp(`[^-+\\de${sign}]`, "gi"), "").replace(sign, ".")) : null);
-  const different = new Set(read.filter((value) => value !== null));
-  if (different.size === 1 && !/^0\d/.test(text)) return [...different][0];
-  throw new Error(`'${text}' ${different.size > 1 ? "may be two numbers; write more or fewer decimals" : "is no number"}`);
+  if (/^-?\d+(?:[.,](?:\d{1,2}|\d{4,15}))?$/.test(text)) return Number(text.replace(",", "."));
+  throw new Error(`'${text}' is no number; write it as 1299.50`);
 }
 
 function condition(text, columns) {
@@ -166,7 +158,7 @@ function condition(text, columns) {
     const wanted = columns[name] === null ? number(value) : value;
     const fulfils = {"=": (one) => one === wanted, "<": (one) => one < wanted, ">": (one) => one > wanted,
       "<=": (one) => one <= wanted, ">=": (one) => one >= wanted}[operator];
-    return [name, (one) => one.columns[name] !== null && fulfils(one.columns[name])];
+    return (one) => one.columns[name] !== null && fulfils(one.columns[name]);
   }
   throw new Error(`'${text}': expected COLUMN=VALUE, <, <=, > or >= with a column of the index: ${names.join(", ")}`);
 }
@@ -174,17 +166,17 @@ function condition(text, columns) {
 const NO_LETTER = "[^\\p{L}\\p{M}\\p{N}_]";
 const wholeWord = (word) => new RegExp(`(?:^|${NO_LETTER})${word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")}(?:$|${NO_LETTER})`, "iu");
 
-/** Whether a position passes the filters of a query, and the columns that these name. */
+/** A function that says whether a position passes the filters of a query. */
 async function filter({split, words, where}) {
   const patterns = [...new Set(words.split(/\s+/).filter(Boolean))].map(wholeWord);
   if (patterns.length > MAX_WORDS) throw new Error(`words: ${patterns.length} different ones; at most ${MAX_WORDS} are looked for`);
-  if (!patterns.length && !split && !where.length) return [() => true, []];
+  if (!patterns.length && !split && !where.length) return () => true;
   const {columns} = await about(), all = await rows();
   const conditions = where.map((one) => condition(one, columns));
-  const passes = (one) => (!split || one.split === split) && conditions.every(([, fulfils]) => fulfils(one))
+  const passes = (one) => (!split || one.split === split) && conditions.every((fulfils) => fulfils(one))
     && patterns.every((pattern) => one.texts.some((text) => pattern.test(text)));
   const allowed = all.map(passes);
-  return [(at) => allowed[at], conditions.map(([name]) => name)];
+  return (at) => allowed[at];
 }
 
 // --- the interface
@@ -202,8 +194,7 @@ export async function search(query, limit, signal) {
   const offset = (query.page - 1) * limit, end = offset + limit;
   if (end > MAX_RESULTS) throw new Error(`offset + limit: ${end}; results end at ${MAX_RESULTS}`);
   if (query.image) throw new Error("a picture of your own needs the service: align serve");
-  const {served, num_images, offered} = await about();
-  const [isAllowed, names] = await filter(query);
+  const {served, num_images} = await about(), isAllowed = await filter(query);
   const own = query.key ? await position(query.key) : -1;
   const vector = query.key ? await composed(own, query) : query.text.trim() ? await embed(query.text) : null;
   signal?.throwIfAborted();
@@ -213,8 +204,7 @@ export async function search(query, limit, signal) {
   const hits = await Promise.all(found.slice(offset, end).map(async ([at, score], place) =>
     ({...await shown(at), rank: offset + place + 1, score: Math.round(Math.min(Math.max(score, -1), 1) * 1e6) / 1e6})));
   signal?.throwIfAborted();
-  const hint = found.length ? "" : names.map((name) => `in ${name} there is: ${offered[name]}`).join("; ");
-  return {served, num_images, offset, more: found.length > end && end < MAX_RESULTS, hint, hits};
+  return {served, num_images, offset, more: found.length > end && end < MAX_RESULTS, hint: "", hits};
 }
 
 /** What is known of a picture. */

@@ -40,11 +40,10 @@ from align.formats.model_folder import TOKENIZER, origin, tokenizer_of
 from align.services.dvc.outs import require_no_out
 
 MADE_BY = "publish"
-RUNTIME = {
-    "ort.wasm.min.mjs": "f53ed4792e758e7232f779d479eb8931b97ff3ab2e3b9a33ee00d1251ffdaad6",
-    "ort-wasm-simd-threaded.mjs": "745eb7c0ce6f18a6aa521971b2877babc7ffb27eecb58ab3bc6e5ef4692672e8",
-    "ort-wasm-simd-threaded.wasm": "207d02be4591c156b0a98f024f3d58005b5b04c92274d759fb390338c63559ea",
-}
+_ALONE = Path(__file__).parent / "search/service/page/alone"
+_DIGESTS = [line.split("  runtime/") for line in (_ALONE / "runtime.sha256").read_text("utf-8").splitlines()]
+#: A file of onnxruntime-web 1.20.1 -> its sha256.
+RUNTIME = {name: digest for digest, name in _DIGESTS}
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'"
@@ -106,9 +105,8 @@ def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warning
         (part / "runtime").mkdir()
         for name, content in files.items():
             (part / "runtime" / name).write_bytes(content)
-        alone = PAGE / "alone"
-        for file in (one for one in sorted([*PAGE.iterdir(), *alone.iterdir()]) if one.is_file()):
-            if file.parent == alone or not (alone / file.name).exists():
+        for file in (one for one in sorted([*PAGE.iterdir(), *_ALONE.iterdir()]) if one.is_file()):
+            if file.parent == _ALONE or not (_ALONE / file.name).exists():
                 (part / file.name).write_bytes(file.read_bytes())
         head = f'{_HEAD}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         page = (PAGE / "index.html").read_text("utf-8")

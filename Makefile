@@ -25,7 +25,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 FULL := kill or browser or cluster or journeys
 
-.PHONY: help demo test test-changed test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
+.PHONY: help demo test test-changed test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try try-service ready site clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -146,11 +146,22 @@ pictures: $(STAMP) ## those of docs/, from the finished demo here and the browse
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build
 
-try: $(STAMP) ## a page of search over a ready model: three minutes after cloning, without training
+# The page is there at once: it computes in the browser, and Python's own server, which says its address, gives it the
+# files. `make` by its name, so that `make -n try` starts nothing.
+try: ## a page of search over a ready model: at once in your browser, in some minutes as a service; no training
+	@echo "A page of search, at once, in your browser alone; the service, which also takes pictures, follows. Ctrl-C ends both."
+	@"$(PYTHON)" -u -m http.server 0 --bind 127.0.0.1 --directory data/sample/site 2> /dev/null & trap "kill $$!" EXIT; \
+	   make --no-print-directory try-service
+
+try-service: $(STAMP)
 	@$(RUN) align serve --ready data/sample/ready
 
-ready: $(STAMP) ## model, index and thumbnails of the finished run, small, into data/sample/ready
+ready: $(STAMP) ## model, index and thumbnails of the finished run, small, into data/sample/ready, and its page
 	@$(RUN) align ready
+	@$(MAKE) --no-print-directory site
+
+site: $(STAMP) ## the page of data/sample/ready that needs no server, after the page or that folder has changed
+	@$(RUN) align publish --index data/sample/ready/index --model data/sample/ready/model --out data/sample/site
 
 # With the environment's Python, or without it if there is none: to clean needs no installation.
 clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs

@@ -131,13 +131,13 @@ class _PairOf:
 
     def __call__(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         if item.split == CATALOGUE:
-            return _of_index(item, header, "The index is of a catalogue: no filter has seen it.")
+            return pair_of_index(item, header, "The index is of a catalogue: no filter has seen it.")
         if not any(self._paths.raw.glob("*.parquet")):
-            return _of_index(item, header, "The data itself is not here. This is what the index knows.")
+            return pair_of_index(item, header, "The data itself is not here. This is what the index knows.")
         try:
             return self._of_data(item, header)
         except AlignError as error:
-            return _of_index(item, header, f"This is what the index knows, since {error}")
+            return pair_of_index(item, header, f"This is what the index knows, since {error}")
 
     def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         from align.lineage.trace.pair_history import look_up
@@ -165,7 +165,7 @@ class _PairOf:
         )
 
 
-def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
+def pair_of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
     """The decision as the index knows it: shards hold only kept pairs, which no rule drops."""
     from align.filter.rules import RULES
     from align.lineage.trace.pair_history import rule_result

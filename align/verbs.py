@@ -213,6 +213,13 @@ COMMANDS = {
         ("align ready", f"align ready --out trial/ready {_TRIAL}"),
         commands.ready,
     ),
+    "publish": Verb(
+        "align.publish",
+        "write the page of search as files for any web space: no server, the browser computes",
+        ("search",),
+        ("align publish --out site", "align publish --index catalogue --out site"),
+        commands.publish,
+    ),
     "export": Verb(
         "align.release.exchange.export",
         "export a model for transformers, open_clip or onnxruntime, and check it against ours",

@@ -17,6 +17,8 @@ NUM_SHOWN = 20
 PORT = 7000
 #: What `align ready` writes; it is in git.
 READY = Path("data/sample/ready")
+#: What `align publish` makes of it; in git, too.
+SITE = Path("data/sample/site")
 
 _JSON = "print everything as JSON, for programs"
 
@@ -160,6 +162,14 @@ def embed(parser: ArgumentParser) -> None:
 def ready(parser: ArgumentParser) -> None:
     """Arguments of `align ready`."""
     parser.add_argument("--out", type=Path, default=READY, metavar="FOLDER", help=f"replaced whole (default: {READY})")
+
+
+def publish(parser: ArgumentParser) -> None:
+    """Arguments of `align publish`."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="replaced whole")
+    _index(parser)
+    what = "a file of `npm pack onnxruntime-web@1.20.1`, or a folder of its files"
+    parser.add_argument("--runtime", type=Path, metavar="FILE", help=f"{what} (default: that of {SITE})")
 
 
 def export(parser: ArgumentParser) -> None:

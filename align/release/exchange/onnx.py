@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -34,6 +36,8 @@ _LARGEST_ONNX_BYTES = 1_500_000_000
 
 #: The operators of the towers need it, and onnxruntime has supported it for years.
 _OPSET = 18
+
+_BATCH = Dim("batch", min=1, max=2**16)
 
 
 class _ImageEncoder(nn.Module):
@@ -105,23 +109,58 @@ def _half(model: DualEncoder, *, without: str) -> DualEncoder:
 
 
 def _traced(model: DualEncoder) -> dict[str, ExportedProgram]:
-    config = model.config
-    batch, tokens = Dim("batch", min=1, max=2**16), Dim("tokens", min=2, max=config.max_tokens)
-    pixels = torch.zeros(2, 3, config.image_px, config.image_px)
+    pixels = torch.zeros(2, 3, model.config.image_px, model.config.image_px)
+    image = _ImageEncoder(_half(model, without="text")).eval()
+    with torch.no_grad():
+        shapes = {"pixels": {0: _BATCH}}
+        return {
+            "image_encoder": torch.export.export(image, (pixels,), dynamic_shapes=shapes),
+            "text_encoder": _traced_text(model),
+        }
+
+
+def _traced_text(model: DualEncoder) -> ExportedProgram:
+    tokens = Dim("tokens", min=2, max=model.config.max_tokens)
     ids = torch.zeros(2, 3, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[0, 2] = 0  # padding, so that the mask stays in the program
+    shapes = {name: {0: _BATCH, 1: tokens} for name in ("input_ids", "attention_mask")}
+    text = _TextEncoder(_half(model, without="vision")).eval()
     with torch.no_grad():
-        return {
-            "image_encoder": torch.export.export(
-                _ImageEncoder(_half(model, without="text")).eval(), (pixels,), dynamic_shapes={"pixels": {0: batch}}
-            ),
-            "text_encoder": torch.export.export(
-                _TextEncoder(_half(model, without="vision")).eval(),
-                (ids, mask),
-                dynamic_shapes={"input_ids": {0: batch, 1: tokens}, "attention_mask": {0: batch, 1: tokens}},
-            ),
-        }
+        return torch.export.export(text, (ids, mask), dynamic_shapes=shapes)
+
+
+def write_text_encoder(model: DualEncoder, path: Path, *, halves: bool) -> None:
+    """Writes the text encoder alone, without what the exporter notes of this machine.
+
+    Args:
+        model: the model.
+        path: the new file.
+        halves: whether to store its weights as float16; they become float32 when the file is loaded.
+
+    Raises:
+        ConfigError: the packages that write ONNX are not installed.
+    """
+    _require_onnx("publish")
+    import onnx
+
+    with _quiet():
+        _save_onnx(_traced_text(_plain(model)), path)
+    whole = onnx.load(path)
+    graph = whole.graph
+    for node in graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for each in (whole, graph, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        each.ClearField("metadata_props")
+    for one in list(graph.initializer) if halves else []:
+        if one.data_type == onnx.TensorProto.FLOAT and math.prod(one.dims) > 1:
+            small = onnx.numpy_helper.to_array(one).astype(np.float16)
+            name, stored = one.name, f"{one.name}.half"
+            one.CopyFrom(onnx.numpy_helper.from_array(small, stored))
+            cast = onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT)
+            graph.node.insert(0, cast)
+    path.write_bytes(whole.SerializeToString(deterministic=True))
 
 
 def _save_onnx(program: ExportedProgram, path: Path) -> None:
@@ -139,12 +178,12 @@ def _save_onnx(program: ExportedProgram, path: Path) -> None:
     )
 
 
-def _require_onnx() -> None:
+def _require_onnx(what: str = "--format onnx") -> None:
     try:
         import onnx  # noqa: F401  # only to see whether it is installed
         import onnxscript  # noqa: F401  # as above
     except ImportError as error:
-        raise ConfigError(f"--format onnx needs {error.name}: pip install 'align-mlops[onnx]'") from None
+        raise ConfigError(f"{what} needs {error.name}: pip install 'align-mlops[onnx]'") from None
 
 
 @contextmanager
@@ -163,10 +202,11 @@ def _quiet() -> Iterator[None]:
 
 def read_onnx(directory: Path) -> tuple[Any, Any]:
     """The two encoders of a folder written by `write_onnx`, run by onnxruntime on the CPU."""
-    return _encoder(directory / "image_encoder.onnx"), _encoder(directory / "text_encoder.onnx")
+    return read_encoder(directory / "image_encoder.onnx"), read_encoder(directory / "text_encoder.onnx")
 
 
-def _encoder(path: Path) -> Any:
+def read_encoder(path: Path) -> Any:
+    """One encoder, run by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -57,7 +57,7 @@ POLICY = (
     b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _NO_TELEMETRY: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
-_PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent / "page"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -235,9 +235,9 @@ def _page(app: FastAPI) -> None:
 
         app.get(path, include_in_schema=False)(asset)
 
-    add("/", _PAGE / "index.html")
-    for name in ("page.js", "query.js", "detail.js", "page.css"):
-        add(f"/{name}", _PAGE / name)
+    add("/", PAGE / "index.html")
+    for name in ("page.js", "query.js", "detail.js", "source.js", "page.css"):
+        add(f"/{name}", PAGE / name)
 
 
 def _refusals(app: FastAPI) -> None:

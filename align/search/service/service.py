@@ -103,7 +103,7 @@ class SearchService(Collector):
             found=found,
             served=version(served),
             version_tags={name: tags[name] for name in _SHOWN_TAGS if name in tags},
-            trained_on=_trained_on(item, tags.get(DATA_DIGEST), header.shards_digest),
+            trained_on=trained_on(item.split, tags.get(DATA_DIGEST), header.shards_digest),
             picture_missing=self.pictures.missing_because(served),
             pair=self._pair_of(item, header),
         )
@@ -147,11 +147,12 @@ def model_threads(config: ServeConfig) -> int:
     return config.num_threads or max(cores() - 1, 1)
 
 
-def _trained_on(item: IndexedImage, data_digest: str | None, shards_digest: str) -> str:
+def trained_on(split: str, data_digest: str | None, shards_digest: str) -> str:
+    """Whether the model was trained on the pictures of a split of the index, in words."""
     if data_digest is None:
-        return f"it is in split {item.split}; what data this model was trained on is not recorded here"
+        return f"it is in split {split}; what data this model was trained on is not recorded here"
     if data_digest != shards_digest:
         return "the model was trained on another version of the data than the one that is indexed"
-    if item.split == "train":
+    if split == "train":
         return "yes: it is in split train of the data that trained this model"
-    return f"no: it is in split {item.split} of the data that trained this model"
+    return f"no: it is in split {split} of the data that trained this model"

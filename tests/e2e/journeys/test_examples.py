@@ -12,9 +12,9 @@ from tests.support import own_model
 from tests.support.journeys import log_run
 from tests.support.small_data import jpeg
 
-#: They need a bucket, a web server, Prefect, a process of their own, a champion before the present one or an hour of
-#: training, or serve until they are stopped; other tests start those.
-ELSEWHERE = ("run", "plan", "rollback", "serve", "study")
+#: They need a bucket, a web server, Prefect, a process of their own, a champion before the present one, onnxruntime for
+#: browsers or an hour of training, or serve until they are stopped; other tests start those.
+ELSEWHERE = ("run", "plan", "rollback", "serve", "publish", "study")
 #: Shows what it would do, and says so with exit code 1.
 PREVIEW = {"align opt_out --purge": "align: error: nothing is purged yet: add --yes"}
 

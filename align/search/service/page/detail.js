@@ -1,7 +1,7 @@
 // What is known of one picture: the chain from its web page to the model, and the filter's rules. Every foreign text goes
 // into the page as text, never as HTML.
 
-import {answerOf} from "./query.js";
+import {item as known} from "./source.js";
 
 const SHOWN = 240; // characters of an address; a longer one is cut
 const LONGEST = 8000; // of a link; no server takes a longer one, and tables of pairs may have cut it
@@ -23,10 +23,12 @@ export function element(name, attributes, ...children) {
   return made;
 }
 
-/** An image; where it cannot be shown, the words that say so. */
+/** An image by its address, or a promise of it; where it cannot be shown, the words that say so. */
 export function picture(address, why) {
-  const shown = element("img", {class: "picture", src: address, alt: "", loading: "lazy"});
-  shown.addEventListener("error", () => shown.replaceWith(element("span", {class: "picture absent"}, why)));
+  const shown = element("img", {class: "picture", alt: "", loading: "lazy"});
+  const fail = () => shown.replaceWith(element("span", {class: "picture absent"}, why));
+  shown.addEventListener("error", fail);
+  Promise.resolve(address).then((found) => { shown.src = found; }, fail);
   return shown;
 }
 
@@ -121,7 +123,7 @@ function shown(item, like) {
   more.addEventListener("click", () => { dialog.close(); like(item.key); });
   return [
     element("div", {class: "top"},
-      element("div", {}, picture(`${item.image}&large=true`, item.picture_missing ?? "the picture is not here"), more),
+      element("div", {}, picture(item.large, item.picture_missing ?? "the picture is not here"), more),
       chain(item)),
     ...(item.split === "catalogue" ? [] : [element("h3", {}, "Rules of the filter")]),
     ...item.pair.notes.map((note) => element("p", {class: "note"}, note)),
@@ -144,7 +146,7 @@ export async function open(key, like) {
   title.focus();
   let parts;
   try {
-    parts = shown(await answerOf(await fetch(`/item/${encodeURIComponent(key)}`)), like);
+    parts = shown(await known(key), like);
   } catch (error) {
     parts = [element("p", {class: "warning"}, error.message)];
   }

@@ -1,7 +1,8 @@
 // The page: fields, results as one types, pages of them, and the address of the query.
 
-import {ask, asks, answerOf, compares, fromAddress, NONE, toAddress} from "./query.js";
+import {asks, compares, fromAddress, NONE, toAddress} from "./query.js";
 import {element, open, picture, row} from "./detail.js";
+import {HAS_SERVICE, health, image, search, start} from "./source.js";
 
 const PAUSE_MS = 200; // after the last key that was typed
 const LOOK_MS = 5000; // between two looks at what is served
@@ -59,7 +60,7 @@ async function run() {
   const begins = performance.now();
   by("results").setAttribute("aria-busy", "true");
   try {
-    const answer = await ask(query, LIMIT, mine.signal);
+    const answer = await search(query, LIMIT, mine.signal);
     results(answer, Math.round(performance.now() - begins));
   } catch (error) {
     if (mine.signal.aborted) return;
@@ -92,7 +93,7 @@ function results(answer, ms) {
 
 /** Before anything is asked: some pictures and an example. Also the fields of a catalogue's columns. */
 async function first() {
-  const begin = await answerOf(await fetch("/start")).catch(() => null);
+  const begin = await start().catch(() => null);
   if (!begin) return;
   const fields = Object.entries(begin.columns).flatMap(([name, choices]) => choices
     ? [field(name, "=", name, choices)] : [field(name, ">=", `${name} from`, []), field(name, "<=", `${name} to`, [])]);
@@ -150,7 +151,7 @@ function show() {
   if (previewed) URL.revokeObjectURL(previewed);
   previewed = query.image ? URL.createObjectURL(query.image) : null;
   if (!pictured) return by("preview").removeAttribute("src");
-  by("preview").src = previewed ?? `/image/${encodeURIComponent(query.key)}`;
+  Promise.resolve(previewed ?? image(query.key)).then((address) => { by("preview").src = address; }, () => null);
   by("preview-name").textContent = query.image ? `Your picture: ${query.image.name || "pasted"}` : `Pictures like ${query.key}`;
 }
 
@@ -163,13 +164,13 @@ function named(served) {
 async function look() {
   if (document.hidden) return;
   try {
-    const health = await answerOf(await fetch("/health"));
+    const found = await health();
     const before = digest;
-    if (health.served) named(health.served); else by("served").textContent = "No model yet";
-    const notes = [...health.warnings, ...(health.pictures ? [health.pictures] : [])];
+    if (found.served) named(found.served); else by("served").textContent = "No model yet";
+    const notes = [...found.warnings, ...(found.pictures ? [found.pictures] : [])];
     if (by("warning").textContent !== notes.join(" ")) by("warning").textContent = notes.join(" ");
     by("warning").hidden = !notes.length;
-    if (health.served && before !== digest && (before !== null || !by("results").childElementCount)) run();
+    if (found.served && before !== digest && (before !== null || !by("results").childElementCount)) run();
   } catch {
     by("served").textContent = "The server does not answer";
   }
@@ -196,6 +197,7 @@ function turn(by_) {
 
 function take(file) {
   if (!file) return;
+  if (!HAS_SERVICE) return say("A picture of your own needs the service: align serve.");
   if (!file.type.startsWith("image/")) return say(`${file.name} is not a picture.`);
   change({...NONE, weight: query.weight, split: query.split, words: query.words, where: query.where, image: file});
   by("plus").focus();
@@ -211,6 +213,7 @@ document.addEventListener("drop", (event) => {
 });
 addEventListener("popstate", restore);
 
+by("drop").hidden = by("programs").hidden = !HAS_SERVICE;
 restore();
 if (asks(query)) first();
 look();

@@ -276,7 +276,7 @@ def test_before_there_is_a_champion_it_runs_and_says_what_to_do(world):
 
 
 def test_the_page_needs_nothing_from_outside_and_the_endpoints_are_described(made):
-    for path in ("/", "/page.js", "/query.js", "/detail.js", "/page.css"):
+    for path in ("/", "/page.js", "/query.js", "/detail.js", "/source.js", "/page.css"):
         answer = ask(made, "GET", path)
         assert answer.status_code == 200 and "http://" not in answer.text.replace("http://127.0.0.1", "")
         assert "https://" not in answer.text and "innerHTML" not in answer.text and "<style" not in answer.text

@@ -49,7 +49,7 @@ class FilterConfig(Section):
     max_images_per_text: PositiveInt
     #: T2: every unigram and bigram must be among this many most frequent ones of the raw data (one joint list).
     num_frequent_ngrams: PositiveInt
-    #: T3: fewest words, included.
+    #: T3: fewest words, included. Two characters of a script without spaces are one (`align.pairs.text.num_words`).
     min_words: PositiveInt
     #: T3: most words, included.
     max_words: PositiveInt
@@ -61,6 +61,9 @@ class FilterConfig(Section):
     #: Beyond ALIGN: the cosine of image and text by this model must be at least `min_similarity`; None: no such rule.
     similarity_model: ModelFile | None
     min_similarity: float = Field(ge=-1, le=1)
+    #: Beyond ALIGN: and it must be among this share of the pairs that the model compares, the most similar ones; None:
+    #: no such rule.
+    keep_similarity_share: Annotated[float, Field(gt=0, lt=1)] | None
     #: Beyond ALIGN: texts in other languages are dropped (ISO 639-1 codes); None: no such rule.
     languages: Annotated[tuple[LanguageCode, ...], Field(strict=False, min_length=1)] | None
     #: Ours: only pairs whose page names a licence that begins with one of these addresses; none: no such rule.
@@ -81,4 +84,10 @@ class FilterConfig(Section):
     def _words_in_order(self) -> FilterConfig:
         if self.min_words > self.max_words:
             raise ValueError(f"filter.min_words {self.min_words} is above filter.max_words {self.max_words}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> FilterConfig:
+        if self.keep_similarity_share is not None and self.similarity_model is None:
+            raise ValueError("filter.keep_similarity_share needs filter.similarity_model, which compares the pairs")
         return self

@@ -88,9 +88,11 @@ class DownloadConfig(Section):
 
     #: The name that we send; state there how to reach you.
     user_agent: Annotated[str, Field(min_length=1)]
-    #: Whether robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and reservations of pages
-    #: (`align.ingest.sources.rights`) are obeyed.
+    #: Whether robots.txt, X-Robots-Tag (noai, noimageai, noml, noindex, noimageindex), Content-Usage, Content-Signal
+    #: and reservations of pages (`align.ingest.sources.rights`) are obeyed.
     obey_robots: bool
+    #: With it: what robots.txt forbids to one of these robots by name is not fetched.
+    training_robots: Annotated[tuple[Annotated[str, Field(pattern="^[A-Za-z_-]+$")], ...], Field(strict=False)]
     #: Requests in flight to all hosts together, and to one host.
     max_connections: PositiveInt
     max_connections_per_host: PositiveInt

@@ -8,7 +8,7 @@ bytes are the same whichever engine decided.
 
 Rule `pair_low_similarity`, beyond ALIGN and off by default: a given model compares image and text. It is a folder of
 `align package`, of transformers or of open_clip, named with its digest by `filter.similarity_model`. It sees only the
-pairs that all other rules keep.
+pairs that all other rules keep. `filter.keep_similarity_share` keeps the best of these, by a count of each similarity.
 """
 
 from __future__ import annotations
@@ -260,7 +260,12 @@ def _write_decided(engine: Engine, work: FilterWork, executor: Executor, shards:
         work.run(step, shards, executor)
         engine.view("similarities", work.folder / "compared/*/similarities.parquet")
         source = "network_verdicts"
-    source = f"({tables.similarity_verdicts(work.config, source)})"
+    share, last = work.config.keep_similarity_share, (-2.0, -1)
+    if share is not None:
+        similarity, number = tables.worst_of_best(engine.rows(tables.PAIRS_PER_SIMILARITY), share)
+        [(row_number,)] = engine.rows(tables.last_of_best(similarity, number))
+        last = similarity, row_number
+    source = f"({tables.similarity_verdicts(work.config, source, last)})"
     if work.config.drop_repeats is not None:
         engine.table("similarity_verdicts", f"SELECT * FROM {source} AS source")
         source = "similarity_verdicts"

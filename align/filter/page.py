@@ -184,6 +184,8 @@ def _rules(report: FilterReport, config: FilterConfig) -> list[str]:
 
 
 def _cuts(config: FilterConfig) -> dict[str, str]:
+    share = config.keep_similarity_share
+    best = "" if share is None else f", best {percent(share)}"
     return {
         "image_nsfw": f"score {config.nsfw_threshold:g}",
         "image_too_small": f"{config.short_side_above_px:,} px",
@@ -194,7 +196,7 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
         "text_rare_ngram": f"{config.num_frequent_ngrams:,} n-grams",
         "text_too_short": f"{config.min_words} words",
         "text_too_long": f"{config.max_words} words, {config.max_characters:,} characters",
-        "pair_low_similarity": f"cosine {config.min_similarity:g}",
+        "pair_low_similarity": f"cosine {config.min_similarity:g}{best}",
         "text_other_language": ", ".join(config.languages or ()),
         "pair_licence": ", ".join(config.licences),
     }

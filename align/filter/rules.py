@@ -50,7 +50,7 @@ def image_undecodable(config: FilterConfig) -> str:
 
 def image_nsfw(config: FilterConfig) -> str:
     """I1: the classifier's score reaches the threshold."""
-    return f"nsfw_score >= {_double(config.nsfw_threshold)}"
+    return f"nsfw_score >= {double(config.nsfw_threshold)}"
 
 
 def image_too_small(config: FilterConfig) -> str:
@@ -60,7 +60,7 @@ def image_too_small(config: FilterConfig) -> str:
 
 def image_aspect_ratio(config: FilterConfig) -> str:
     """I3: long side / short side must be below 3; 3.0 is dropped."""
-    return f"greatest(width_px, height_px) >= {_double(config.aspect_ratio_below)} * least(width_px, height_px)"
+    return f"greatest(width_px, height_px) >= {double(config.aspect_ratio_below)} * least(width_px, height_px)"
 
 
 def image_too_many_texts(config: FilterConfig) -> str:
@@ -108,7 +108,11 @@ def image_not_fetched(config: FilterConfig) -> str:
 
 def pair_low_similarity(config: FilterConfig) -> str | None:
     """Beyond ALIGN: a given model finds image and text too unlike. It sees only pairs that all rules above keep."""
-    return f"similarity < {_double(config.min_similarity)}" if config.similarity_model else None
+    if config.similarity_model is None:
+        return None
+    share = config.keep_similarity_share
+    outside = "" if share is None else f" OR outside_best = {double(share)}"
+    return f"similarity < {double(config.min_similarity)}{outside}"
 
 
 def text_other_language(config: FilterConfig) -> str | None:
@@ -201,5 +205,6 @@ def codes_of(number: int) -> list[str]:
     return [code for bit, code in enumerate(RULES) if number >> bit & 1]
 
 
-def _double(value: float) -> str:
+def double(value: float) -> str:
+    """SQL: the number, the same in each engine."""
     return f"CAST({value!r} AS DOUBLE)"

@@ -16,6 +16,8 @@ no result depends on how an engine compares strings:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from align.config.filter import FilterConfig
@@ -171,20 +173,59 @@ def network_verdicts(config: FilterConfig) -> str:
 REMAINING = "SELECT row_number FROM network_verdicts WHERE mask = 0 ORDER BY row_number"
 
 
-def similarity_verdicts(config: FilterConfig, source: str) -> str:
+#: The pairs of each similarity, from the highest. Its values have four decimals, so there are few: no pairs are sorted.
+PAIRS_PER_SIMILARITY = """
+    SELECT similarity, count(*) FROM similarities WHERE similarity IS NOT NULL
+    GROUP BY similarity ORDER BY similarity DESC
+"""
+
+
+def worst_of_best(counts: Sequence[tuple[float, int]], share: float) -> tuple[float, int]:
+    """The lowest similarity of the best share of pairs, and how many of that similarity belong to it.
+
+    Args:
+        counts: as PAIRS_PER_SIMILARITY has them.
+        share: of all pairs, rounded to whole ones.
+    """
+    left = round(share * sum(number for _, number in counts))
+    for similarity, number in counts:
+        if left <= number:
+            return similarity, left
+        left -= number
+    return 0.0, 0
+
+
+def last_of_best(similarity: float, number: int) -> str:
+    """The row number of the last of so many pairs of one similarity: of equal ones, the smallest keys are the best."""
+    return f"""
+        SELECT coalesce(max(row_number), -1) FROM (
+            SELECT row_number FROM similarities WHERE similarity = {rules.double(similarity)}
+            ORDER BY row_number LIMIT {number}
+        ) AS equal
+    """
+
+
+def similarity_verdicts(config: FilterConfig, source: str, last: tuple[float, int] = (-2.0, -1)) -> str:
     """The verdicts with that of a given model (from `similarities`), if there is one.
 
     Args:
         config: the cuts.
         source: the verdicts so far, as a table or a query in brackets.
+        last: similarity and row number of the last pair of the best share; before it are higher similarities, and of
+            its own smaller row numbers.
     """
     if config.similarity_model is None:
         return f"SELECT *, CAST(NULL AS DOUBLE) AS similarity FROM {source} AS source"
+    cut = rules.double(last[0])
     return f"""
         SELECT row_number, image_hash, text_hash, nsfw_score, num_evaluation_sets, twin, twin_cosine, similarity,
                mask | {rules.mask(config, rules.MODEL)} AS mask
         FROM (
-            SELECT source.*, similarities.similarity FROM {source} AS source
+            SELECT source.*, similarities.similarity,
+                   CASE WHEN similarities.similarity < {cut} OR (similarities.similarity = {cut}
+                             AND source.row_number > {last[1]})
+                        THEN {rules.double(config.keep_similarity_share or 0.0)} END AS outside_best
+            FROM {source} AS source
             LEFT JOIN similarities ON similarities.row_number = source.row_number
         ) AS known
     """

@@ -17,6 +17,7 @@ from align.formats.policy import REFUSED
 from align.formats.raw import HOPELESS, RESERVED, MadeWith
 from align.formats.statuses import SUCCESS
 from align.ingest.report import IngestReport, not_read, read_as_stored
+from align.ingest.robots import TRAINING_ROBOTS, USAGE_FIELDS
 from align.pairs.text import MAX_CHARACTERS
 from align.project import provenance
 from align.services.dvc.commands import write_code
@@ -55,6 +56,8 @@ _REMEDIES = {
     "robots.txt": "the host forbids it; download.obey_robots and download.user_agent say how we ask",
     "X-Robots-Tag": "the host forbids it; download.obey_robots and download.user_agent say how we ask",
     RESERVED: "its page forbids it; download.obey_robots",
+    **dict.fromkeys(USAGE_FIELDS, "the host keeps it from training; download.obey_robots"),
+    TRAINING_ROBOTS: "the host forbids it to robots that train; download.training_robots",
     "robots.txt unreachable": _RETRY,
     "timed out": _MORE_TIME,
     "DNS failure": f"{_RETRY}; all of them: is this machine online?",

@@ -24,7 +24,7 @@ _DRAINED_BYTES: Final = 16 << 10
 _BUFFER_BYTES: Final = 256 << 10
 _STATUS: Final = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+([1-9]\d\d)\s")
 _KEPT: Final = re.compile(
-    rb"^(content-(?:length|encoding|range)|location|retry-after|etag|last-modified|x-robots-tag|tdm-reservation)"
+    rb"^(content-(?:length|encoding|range|usage|signal)|location|retry-after|etag|last-modified|x-robots-tag|tdm-reservation)"
     rb":([^\r\n]*+)",
     re.IGNORECASE | re.MULTILINE,
 )

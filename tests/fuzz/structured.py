@@ -53,9 +53,9 @@ _page = st.recursive(_words, _element, max_leaves=24).map(_encoded)
 
 _rules = st.lists(
     st.tuples(
-        st.sampled_from(("User-agent", "Allow", "Disallow", "dissalow", "Sitemap", "Crawl-delay", "#", "")),
+        st.sampled_from(("User-agent", "Allow", "Disallow", "dissalow", "Content-Usage", "Sitemap", "#", "")),
         st.sampled_from((":", " :", "")),
-        st.sampled_from(("*", "align-ingest", "/", "/*.png$", "/a*b*c*d*e*f", "/%2F", "$", "*$*"))
+        st.sampled_from(("*", "align-ingest", "GPTBot", "/a train-ai=n", "/", "/*.png$", "/a*b*c*d*e", "/%2F", "*$*"))
         | st.text(max_size=12),
     ).map("".join),
     max_size=24,

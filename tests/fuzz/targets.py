@@ -111,9 +111,9 @@ def _robots(folder):
     def run(data):
         path = data.rpartition(b"\n")[2].decode("utf-8", "replace")
         for token in ("align-ingest", "*"):
-            rules = rules_for(token, data)
+            rules = rules_for(token, data, ("gptbot",))
             for url in ("https://example.org/", "https://example.org/a/b.png?c=%2f", f"https://example.org/{path}"):
-                rules.permit(url)
+                rules.refusal(url)
             opt_out([path], token)
 
     return run

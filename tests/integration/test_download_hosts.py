@@ -146,6 +146,8 @@ def test_what_is_not_asked_for_does_not_count_into_the_rate(server):
         ),
         (response(b"<html>\xff\x00 no rules here", X_Robots_Tag="noai"), None, False),
         (after_failures(2, response(b"", 500), b"User-agent: *\nDisallow: /x"), "robots.txt: disallows it", False),
+        (response(b"User-agent: *\nContent-Signal: /x ai-train=no"), "Content-Signal: in robots.txt", False),
+        (response(b"User-agent: GPTBot\nDisallow: /x"), "training robots: robots.txt disallows gptbot", False),
         (response(b"", 500), "robots.txt unreachable: HTTP 500", True),
         (response(b"", 429), "robots.txt unreachable: HTTP 429", True),
         (silent, "timed out: no answer", True),
@@ -227,6 +229,15 @@ def test_x_robots_tag_is_obeyed_before_the_body(server, tag, error):
     assert (sent[0] < 1 << 20) == (error is not None)
     (fetched,) = fetch(server, ["http://a.test/x.jpg"]).values()  # where robots are not obeyed
     assert fetched.error is None and sent[1:] == [1 << 20]
+
+
+def test_headers_that_forbid_training(server):
+    server.routes["/a.jpg"] = response(PICTURE, Content_Signal="search=yes, ai-train=no")
+    server.routes["/b.jpg"] = response(PICTURE, Content_Usage="train-ai=y")
+    urls = ["http://a.test/a.jpg", "http://a.test/b.jpg"]
+    results = fetch(server, urls, obey_robots=True)
+    assert [results[url].error for url in urls] == ["Content-Signal: in its headers", None]
+    assert {fetched.error for fetched in fetch(server, urls).values()} == {None}
 
 
 def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server):

@@ -162,6 +162,7 @@ class Downloader:
         self._slow = SlowHosts()
         self._refuse = refuse or (lambda _: None)
         self._token = robots.token_of(config.user_agent)
+        self._training_robots = tuple(map(str.lower, config.training_robots))
         self._judge_rules = partial(judge, token=None)
         self._judge_picture = partial(judge, token=self._token if config.obey_robots else None)
         self._may_connect = address_allowed or address_policy(config.allow_networks)
@@ -268,8 +269,8 @@ class Downloader:
             self._finish(job, host.closed or Failure("host closed"))
             return
         is_robots = job.robots_of is not None
-        if not is_robots and host.rules is not None and not host.rules.permit(job.target.url):
-            self._finish(job, Failure("robots.txt: disallows it"))
+        if not is_robots and host.rules is not None and (refusal := host.rules.refusal(job.target.url)):
+            self._finish(job, Failure(refusal))
             return
         if job.started_s is None:
             job.started_s, job.deadline_s = now, now + config.deadline_s
@@ -408,7 +409,7 @@ class Downloader:
                 error = f"robots.txt unreachable: {outcome.error}" if status else outcome.error
                 host.close(Failure(error, outcome.retryable, status=outcome.status), now + self._config.deadline_s)
         if isinstance(outcome, bytes):
-            rules = robots.rules_for(self._token, outcome)
+            rules = robots.rules_for(self._token, outcome, self._training_robots)
             if not self._schedule.hosts.keep_rules(host, rules, now + robots.LIFETIME_S):
                 host.close(Failure("robots.txt: too large to keep now", retryable=True), now + self._config.deadline_s)
         self._schedule.offer(host)

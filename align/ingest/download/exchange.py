@@ -74,4 +74,6 @@ def judge(connection: Connection, token: str | None) -> Failure | None:
         return Failure(f"X-Robots-Tag: {directive}", status=200)
     if "1" in connection.headers.get("tdm-reservation", ()):
         return Failure("reserved: tdm-reservation", status=200)
+    if field := robots.usage_opt_out(lambda name: connection.headers.get(name.lower(), ())):
+        return Failure(f"{field}: in its headers", status=200)
     return None

@@ -1,7 +1,8 @@
 """What a page or a response says about the use of its pictures: reservations, and a licence.
 
-A reservation is a directive `noai` or `noimageai` for all robots (<meta name="robots">, X-Robots-Tag), or one of the
-TDM Reservation Protocol: a <meta> or a header `tdm-reservation: 1`.
+A reservation is a directive `noai`, `noimageai` or `noml` for all robots (<meta name="robots">, X-Robots-Tag); one of
+the TDM Reservation Protocol: a <meta> or a header `tdm-reservation: 1`; or a header Content-Usage or Content-Signal
+that forbids training.
 Any one of them counts, also against a permission elsewhere: covering too much costs one picture.
 
 A licence is an address: what the page links to with rel="license", else its link to a licence of Creative Commons.
@@ -12,16 +13,19 @@ since nobody knows which one its picture has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from align.ingest import robots
 from align.pairs.urls import Resolver
 
 #: The text by which a page that says anything here is known (in lower case).
-MARKS = ("noai", "noimageai", "tdm-reservation", "license", "creativecommons.org")
+MARKS = (
+    "noai", "noimageai", "noml", "tdm-reservation", *map(str.lower, robots.USAGE_FIELDS), "license",
+    "creativecommons.org",
+)  # fmt: skip
 _RESERVATION = "tdm-reservation"
-_DIRECTIVES = frozenset({"noai", "noimageai"})
+_DIRECTIVES = frozenset({"noai", "noimageai", "noml"})
 #: Characters of a licence's address: each pair of the page repeats it. Longer ones are ignored.
 MAX_CHARACTERS = 256
 _CREATIVE_COMMONS = re.compile(
@@ -60,13 +64,17 @@ def _of_metas(metas: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-def of_headers(robots_tags: list[str], reservations: list[str], *, is_page: bool) -> str | None:
-    """The reservation of a response, by its values of X-Robots-Tag and tdm-reservation.
+def of_headers(values_of: Callable[[str], list[str]], *, is_page: bool) -> str | None:
+    """The reservation of a response, whose headers are given by name.
 
     A page's `noindex` is about search results; that of a picture counts, as where it comes from the web.
     """
-    tag = robots.opt_out(robots_tags, "", _DIRECTIVES) if is_page else robots.opt_out(robots_tags, "")
-    return tag or (_RESERVATION if "1" in map(str.strip, reservations) else None)
+    tags = values_of("X-Robots-Tag")
+    tag = robots.opt_out(tags, "", _DIRECTIVES) if is_page else robots.opt_out(tags, "")
+    if tag or "1" in map(str.strip, values_of(_RESERVATION)):
+        return tag or _RESERVATION
+    field = robots.usage_opt_out(values_of)
+    return field and field.lower()
 
 
 def _licence(links: Iterable[tuple[str, str]], resolver: Resolver) -> str | None:

@@ -37,9 +37,12 @@ _MEMBERS = {
 #: Errors of an ingest, and reasons of the filter, that obey what somebody asked for.
 _OBEYED = {
     "opted out": "take-downs (data/policy/opted_out.csv), while pictures were gathered",
-    "reserved": "reservations of pages: noai, noimageai, TDM Reservation Protocol",
+    "reserved": "reservations of pages: noai, noimageai, noml, TDM Reservation Protocol, Content-Usage, Content-Signal",
     "X-Robots-Tag": "X-Robots-Tag of pictures' responses",
     "robots.txt": "robots.txt",
+    "Content-Usage": "Content-Usage (IETF) of pictures' hosts",
+    "Content-Signal": "Content-Signal of pictures' hosts",
+    "training robots": "robots.txt for robots that gather for training (download.training_robots)",
     "opted_out": "take-downs, by the filter",
     "pair_licence": "no allowed licence (filter.licences)",
 }

@@ -300,6 +300,11 @@ def test_rules_beyond_the_papers(tmp_path):
     assert [row["reasons"] for row in decisions(tmp_path).values()] == [
         ["pair_low_similarity"], ["pair_low_similarity"], ["text_personal_data"], ["pair_low_similarity"],
     ]  # fmt: skip
+    share = {"min_similarity": -1.0, "keep_similarity_share": 0.34, "languages": None, "drop_repeats": None}
+    run(raw, tmp_path, config=CONFIG.model_copy(update=beyond | share))
+    facts = pq.read_table(tmp_path / "filtered/facts").to_pylist()
+    best = max(range(4), key=lambda row: (facts[row]["similarity"] or -2, -row))
+    assert [row for row, one in enumerate(decisions(tmp_path).values()) if not one["reasons"]] == [best]
 
 
 def test_pairs_without_an_allowed_licence_are_dropped(tmp_path):

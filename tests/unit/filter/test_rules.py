@@ -10,6 +10,7 @@ import pytest
 from align.config.filter import FilterConfig, ModelFile
 from align.config.infrastructure import EngineConfig
 from align.config.validate import ValidateConfig
+from align.errors import ConfigError
 from align.filter import ngrams, rules, tables
 from align.filter.pair_tables import image_hash, pair_tables, word_table
 from align.filter.words import ngram_hashes
@@ -26,7 +27,7 @@ PAPER = (
     .model_copy(
         update={
             "max_texts_per_image": 1000, "similarity_model": MODEL, "min_similarity": 0.2, "languages": ("en", "de"),
-            "drop_personal_data": True, "drop_repeats": "image", "licences": ("https://a/",),
+            "keep_similarity_share": 0.5, "drop_personal_data": True, "drop_repeats": "image", "licences": ("https://a/",),
         }
     )
 )  # fmt: skip
@@ -39,6 +40,7 @@ KNOWN = pa.schema([
     ("num_evaluation_sets", pa.int32()), ("rare_ngram", pa.bool_()), ("num_words", pa.int32()),
     ("num_characters", pa.int32()),
     ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
+    ("outside_best", pa.float64()),
     ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
     ("text", pa.string()), ("licence_allowed", pa.bool_()),
 ])  # fmt: skip
@@ -46,7 +48,8 @@ GOOD = {
     "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
     "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
     "num_characters": 15,
-    "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
+    "is_filename": False, "nsfw_score": None, "similarity": 0.2, "outside_best": None,
+    "language": "en", "num_emails": 0, "num_phones": 0,
     "repeats": False, "text": "a red fox", "licence_allowed": True,
 }  # fmt: skip
 GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
@@ -104,6 +107,7 @@ BOUNDARIES = pytest.mark.parametrize(
         (GONE, ["image_missing"]),  # the tar lacks what the table promises
         ({"similarity": 0.1999}, ["pair_low_similarity"]),
         ({"similarity": None}, []),
+        ({"outside_best": 0.5}, ["pair_low_similarity"]),
         ({"language": "de"}, []),
         ({"language": "fr"}, ["text_other_language"]),
         ({"language": None}, []),
@@ -337,8 +341,8 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine, same, repeats):
         for name in "ij"
     ]  # fmt: skip
     pairs(engine, rows, pa.Table.from_pylist(images, tables.IMAGES), "failed_to_download")
-    changes = {"drop_repeats": same, "similarity_model": None, "languages": None, "licences": ()}
-    config = PAPER.model_copy(update=changes)
+    off = {"similarity_model": None, "keep_similarity_share": None, "languages": None, "licences": ()}
+    config = PAPER.model_copy(update=off | {"drop_repeats": same})
     judge(engine, config)
     engine.table("candidates", tables.CANDIDATES)
     view(engine, "scored", tables.SCORED.empty_table())
@@ -354,3 +358,50 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine, same, repeats):
     assert [bool(repeat) for repeat, _ in verdict_rows] == [bool(repeat) for repeat in repeats]
     for repeat, mask in verdict_rows:
         assert (f"{same}_repeat" in rules.codes_of(mask)) == bool(repeat)
+
+
+#: Of each pair, in order of keys; many are equal, and one has a picture that the model cannot read.
+COSINES = [0.3, 0.1, None, 0.25, 0.3, 0.2512, 0.25, 0.25, -0.1, 0.25]
+
+
+def best_of(engine, share):
+    """The row numbers that are kept."""
+    numbers = range(7, 7 + len(COSINES))
+    columns = {field.name: pa.nulls(len(COSINES), field.type) for field in JUDGED}
+    known = columns | {"row_number": pa.array(numbers, pa.int64()), "mask": pa.array([0] * len(COSINES), pa.int64())}
+    view(engine, "network_verdicts", pa.table(known, JUDGED))
+    view(engine, "similarities", pa.table([pa.array(numbers), pa.array(COSINES)], tables.SIMILARITIES))
+    config = PAPER.model_copy(update={"min_similarity": -1.0, "keep_similarity_share": share, "drop_repeats": None})
+    similarity, number = tables.worst_of_best(engine.rows(tables.PAIRS_PER_SIMILARITY), share)
+    [(row_number,)] = engine.rows(tables.last_of_best(similarity, number))
+    judged = tables.similarity_verdicts(config, "network_verdicts", (similarity, row_number))
+    decided = engine.rows(tables.decided(config, f"({judged})"))
+    assert [row[5] for row in decided] == COSINES  # the scores are kept
+    return {row[0] - 7 for row in decided if not row[-1]}
+
+
+JUDGED = pa.schema([
+    ("row_number", pa.int64()), ("image_hash", pa.int64()), ("text_hash", pa.int64()), ("nsfw_score", pa.float64()),
+    ("num_evaluation_sets", pa.int32()), ("twin", pa.string()), ("twin_cosine", pa.float64()), ("mask", pa.int64()),
+])  # fmt: skip
+#: By share: what is kept, besides the pair that has no similarity.
+BEST = {0.01: set(), 0.1: {0}, 0.3: {0, 4, 5}, 0.6: {0, 3, 4, 5, 6}, 0.7: {0, 3, 4, 5, 6, 7}, 0.95: {*range(10)} - {2}}
+
+
+def test_the_best_share_is_exact_and_of_equal_pairs_the_smallest_keys(engine):
+    assert {share: best_of(engine, share) - {2} for share in BEST} == BEST
+    assert tables.worst_of_best([], 0.3) == (0.0, 0)
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+def test_spark_finds_the_same_best_share(tmp_path):
+    needs_spark()
+    local = engine_config(tmp_path).model_copy(update={"runner": "spark", "spark_master": "local[1]"})
+    with open_engine(local) as spark:
+        assert {share: best_of(spark, share) - {2} for share in (0.1, 0.6)} == {0.1: BEST[0.1], 0.6: BEST[0.6]}
+
+
+def test_a_share_without_a_model_says_what_it_needs():
+    with pytest.raises(ConfigError, match=r"keep_similarity_share needs filter\.similarity_model"):
+        load_params(overrides=["filter.keep_similarity_share=0.3"]).section(FilterConfig)

@@ -179,7 +179,7 @@ def _reservation(record: Record) -> str | None:
     head = record.headers
     if head is None:
         return None
-    return rights.of_headers(head.all("X-Robots-Tag"), head.all("tdm-reservation"), is_page=record.is_page)
+    return rights.of_headers(head.all, is_page=record.is_page)
 
 
 def _location(url: str, location: str | None) -> str | None:

@@ -73,7 +73,7 @@ def _page(body: bytes, text_from: Sequence[str], every: bool) -> _Page | None:
         return _Page(url, base, written, Rights())
     links = [*head.get("Link", []), *links]
     headers = {name.lower(): [value] for name, value in response.get("Headers", {}).items() if isinstance(value, str)}
-    of_response = of_headers(headers.get("x-robots-tag", []), headers.get("tdm-reservation", []), is_page=True)
+    of_response = of_headers(lambda name: headers.get(name.lower(), []), is_page=True)
     metas, resolver = _texts(head.get("Metas", []), "name", "content"), resolver_of(url, base)
     return _Page(url, base, written, of_page(metas, _texts(links, "rel", "url"), resolver, of_response))
 

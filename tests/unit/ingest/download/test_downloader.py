@@ -269,6 +269,69 @@ Disallow: /ours
         assert [allows(text, path, token) for token in ("bot", "other", "third")] == [bot, other, third], path
 
 
+#: The example of draft-ietf-aipref-attach, and one of Cloudflare's managed files.
+USAGE = """
+User-Agent: *
+Allow: /
+Disallow: /never/
+Content-Usage: train-ai=n
+Content-Usage: /ai-ok/ train-ai=y
+
+User-Agent: ExampleBot
+Allow: /
+Content-Usage: train-ai=y
+"""
+SIGNAL = "User-agent: *\nContent-Signal: search=yes,ai-train=no,use=full\nAllow: /\nUser-agent: GPTBot\nDisallow: /"
+
+
+def refused(text, path="/x", token="bot", robots=()):
+    refusal = rules_for(token, text.encode(), robots).refusal(f"http://a{path}")
+    return refusal and refusal.partition(":")[0]
+
+
+def test_what_robots_txt_says_of_training():
+    assert [refused(USAGE, path) for path in ("/test", "/never/test", "/ai-ok/test")] == [
+        "Content-Usage", "robots.txt", None,
+    ]  # fmt: skip
+    assert refused(USAGE, token="examplebot") is None
+    assert refused(SIGNAL) == "Content-Signal"
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ("Content-Signal: search=yes", None),
+        ("Content-Signal: ai-train=yes, search=no", None),
+        ("content-signal : /x  AI-Train = no # why", "Content-Signal"),
+        ("Content-Signal: ai-train=perhaps", "Content-Signal"),
+        ("Content-Usage: /y train-ai=n", None),
+        ("Content-Usage: /x\ttrain-ai=n", "Content-Usage"),
+        ("Content-Usage: train-ai=y;until=2030", None),
+        ("Content-Usage: train-ai=Y", "Content-Usage"),
+        ("Content-Usage: train-ai", "Content-Usage"),
+        ("Content-Usage: train-ai;allow=y", "Content-Usage"),
+        ("Content-Usage: train-ai=n, train-ai=y", None),  # of a structured field the last one counts
+        ("Content-Usage: train-ai=y\nContent-Usage: train-ai=n\nContent-Usage: train-ai=y", "Content-Usage"),
+        ("Content-Usage: other-ai=n", None),
+        ("Content-Usage:", None),
+        ("Content-Usage: train-ai=n\nContent-Usage: /x search=n", "Content-Usage"),
+        ("Content-Usage: train-ai=n\nContent-Usage: /x train-ai=y\nDisallow: /x", "robots.txt"),
+    ],
+)
+def test_preferences_about_training(rules, reason):
+    assert refused(f"User-agent: *\n{rules}") == reason
+    assert refused(f"User-agent: other\n{rules}") is None
+
+
+def test_what_is_forbidden_to_robots_that_train():
+    text = "User-agent: CCBot\nUser-agent: GPTBot/1.2\nDisallow: /x\nAllow: /x/open\n\nUser-agent: *\nAllow: /"
+    named = rules_for("bot", text.encode(), ("gptbot", "ccbot"))
+    assert named.refusal("http://a/x") == "training robots: robots.txt disallows gptbot"
+    assert (named.refusal("http://a/x/open"), named.refusal("http://a/y")) == (None, None)
+    assert refused(text) is None and refused(text, robots=("claudebot",)) is None
+    assert refused("User-agent: *\nDisallow: /x\nUser-agent: bot\nAllow: /", robots=("ccbot",)) is None
+
+
 def test_lines_end_as_they_do_anywhere():
     for end in ("\n", "\r\n", "\r"):
         text = end.join(["\ufeff user-agent : bot", "", "  DISALLOW\t: /x # why", "allow: /x/y"])
@@ -315,6 +378,8 @@ HOSTILE = {
     "other letters": (lambda i: "Allow:/" + "\u30c4a" * 1000 + digits(i), True),
     "groups": (lambda i: "User-agent:" + digits(i), True),
     "groups for us": (lambda i: "User-agent:bot\nUser-agent:*\nAllow:/" + digits(i), True),
+    "one name again and again": (lambda i: "User-agent:*" if i < 18_000 else "Allow:/" + digits(i), None),
+    "preferences": (lambda i: "Content-Usage:/*" + digits(i) + " train-ai=n", None),
 }
 
 

@@ -18,6 +18,7 @@ BY, BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecom
     ("a license is mentioned", Rights()),
     ('<meta name="ROBOTS" content="index, NoAI , noimageai">', Rights(None, "noai")),
     ('<meta name=robots content="otherbot: noimageai, noindex">', Rights()),
+    ('<meta name=robots content="noarchive, NoML">', Rights(None, "noml")),
     ("<meta name=description content=noai>", Rights()),
     ("<meta name=tdm-reservation content=' 1'>", Rights(None, "tdm-reservation")),
     ("<meta name=tdm-reservation content=0>", Rights()),
@@ -60,13 +61,14 @@ def archive(folder, *, says_nothing=False):
         "meta": page("http://x/meta/", "<meta name=robots content=noai>" + text.format("a", "meta")),
         "head": page("http://x/head/", text.format("b", "head"), headers="tdm-reservation: 1\r\n"),
         "noindex": page("http://x/noindex/", text.format("c", "noindex"), headers="X-Robots-Tag: noindex\r\n"),
+        "usage": page("http://x/usage/", text.format("d", "usage"), headers="Content-Usage: search=y, train-ai=n\r\n"),
         "picture": page("http://x/picture/", text.format("e", "picture")),
         "licence": page("http://x/licence/", f"<a rel=license href={BY}>" + text.format("f", "licence")),
         "none": page("http://x/none/", text.format("g", "none")),
     }  # fmt: skip
     tags = {"picture": "X-Robots-Tag: noimageindex\r\n"}
     records = list(said.values()) if not says_nothing else [said["none"]]
-    for letter, name in zip("abcefg", said, strict=True):
+    for letter, name in zip("abcdefg", said, strict=True):
         url = f"http://x/{name}/{letter}.png"
         headers = "" if says_nothing else tags.get(name, "")
         records.append(response(url, image + name.encode(), "image/png", headers=headers))
@@ -77,19 +79,21 @@ def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path):
     rows = {row["page_url"].split("/")[-2]: row for row in ingested(tmp_path, archive(tmp_path))}
     assert {name: row["error_message"] for name, row in rows.items() if row["status"] != "success"} == {
         "meta": "reserved: noai", "head": "reserved: tdm-reservation",
-        "picture": "reserved: noimageindex",
+        "picture": "reserved: noimageindex", "usage": "reserved: content-usage",
     }  # fmt: skip
     assert {row["caption"] for row in rows.values() if row["status"] != "success"} == {""}
     assert {name: row["licence"] for name, row in rows.items() if row["licence"]} == {"licence": BY}
     report = json.loads((tmp_path / "reports/ingest/report.json").read_bytes())
-    assert (report["errors"], report["licences"]) == ({"reserved": 3}, {BY: 1})
+    assert (report["errors"], report["licences"]) == ({"reserved": 4}, {BY: 1})
     assert BY in (tmp_path / "reports/ingest/report.html").read_text()
 
 
 def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_path):
     rows = ingested(tmp_path, archive(tmp_path), "download.obey_robots=false")
     assert {row["status"] for row in rows} == {"success"}
-    assert sorted(row["reservation"] or "" for row in rows) == ["", "", "", "noai", "noimageindex", "tdm-reservation"]
+    assert sorted(row["reservation"] or "" for row in rows) == [
+        "", "", "", "content-usage", "noai", "noimageindex", "tdm-reservation",
+    ]  # fmt: skip
     again = ingested(tmp_path / "again", tmp_path / "raw", "ingest.source=shards", "download.obey_robots=false")
     assert [(row["licence"], row["reservation"]) for row in again] == [
         (row["licence"], row["reservation"]) for row in rows

@@ -16,7 +16,7 @@ TextSource = Literal["alt", "figcaption", "title", "aria-label"]
 class Columns(Strict):
     """The names of a table's columns. A table without a header has them in this order."""
 
-    #: The picture: its address, or its file's name. None: found where the table has a usual name for it.
+    #: The picture: its address, its file's name, or in parquet its bytes. None: found where the table has a usual name.
     url: str | None
     #: The text: the column with it, found in the same way; or several, each of which gives a pair.
     text: str | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)] | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ _AIM_BYTES = 32 << 20
 #: ... or if such a batch allocates more than this. (Pages of 100 MB are usual, and are unpacked whole.)
 _FEW_ROWS = 64
 _BATCH_BYTES = 512 << 20
+#: Read at once of a column of pictures: left to itself, Arrow reads the whole column of a row group.
+_PICTURES_BUFFER_BYTES = 1 << 20
 _MAX_BYTES_PER_CHARACTER = 4
 
 #: What becomes of a column.
@@ -74,22 +76,23 @@ class ForeignTable:
             pa.ArrowInvalid: the file is damaged.
         """
         prepared = _as_it_is if pictures else _bounded
+        size = _PICTURES_BUFFER_BYTES if pictures else 0
         for group in range(len(self.group_rows)) if groups is None else groups:
             rows = self._batch_rows(group)
             num_done = 0
             try:
-                for batch in self._group(group, columns, rows, prepared):
+                for batch in self._group(group, columns, rows, prepared, size):
                     yield batch
                     num_done += len(batch)
             except MemoryError:
-                yield from self._few_at_a_time(group, columns, min(rows, _FEW_ROWS), prepared, num_done)
+                yield from self._few_at_a_time(group, columns, min(rows, _FEW_ROWS), prepared, size, num_done)
 
     def _few_at_a_time(
-        self, group: int, columns: Sequence[str], rows: int, prepared: _Prepared, num_done: int
+        self, group: int, columns: Sequence[str], rows: int, prepared: _Prepared, size: int, num_done: int
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a row group without the first `num_done`."""
         try:
-            for batch in self._group(group, columns, rows, prepared):
+            for batch in self._group(group, columns, rows, prepared, size):
                 if len(batch) > num_done:
                     yield batch.slice(num_done)
                 num_done = max(0, num_done - len(batch))
@@ -99,9 +102,11 @@ class ForeignTable:
                 "the file is damaged or made to do harm: remove it, or write it again without such values"
             ) from None
 
-    def _group(self, group: int, columns: Sequence[str], rows: int, prepared: _Prepared) -> Iterator[pa.RecordBatch]:
+    def _group(
+        self, group: int, columns: Sequence[str], rows: int, prepared: _Prepared, size: int
+    ) -> Iterator[pa.RecordBatch]:
         """The batches of a row group. Raises MemoryError if one needs more than it may."""
-        with pq.ParquetFile(self._file, pre_buffer=False, metadata=self._metadata) as table:
+        with pq.ParquetFile(self._file, metadata=self._metadata, pre_buffer=False, buffer_size=size) as table:
             with _damage_is_invalid():
                 batches = table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
             while True:
@@ -143,6 +148,19 @@ def readable(path: Path | str, problem: str, remedy: str, kind: type[DataError] 
         yield
     except (pa.ArrowException, MemoryError, OSError, ValueError, TypeError, LookupError) as error:
         raise kind(f"{path}: {problem} ({' '.join(str(error).split())[:200]}); {remedy}") from None
+
+
+def holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column may have pictures themselves: bytes, or {bytes, path} as Hugging Face's hub stores them."""
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else pa.null()
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def picture_in(value: Any) -> bytes | None:
+    """The picture in a value of such a column; None if it has none."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return data if isinstance(data, bytes) else None
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS
-from align.formats.parquet import ForeignTable, is_list
+from align.formats.parquet import ForeignTable, holds_pictures, is_list
 from align.formats.table_rows import Layout, json_rows, layout_of, separated_rows
 from align.pairs.text import MAX_CHARACTERS
 
@@ -41,6 +41,8 @@ PICTURE_COLUMNS = (
     "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_file", "image_filename",
     "image_name", "image", "img", "picture", "photo",
 )  # fmt: skip
+#: ... of the pictures themselves, in parquet ...
+INSIDE_COLUMNS = ("image", "images", "picture", "pictures", "img", "photo", "image_bytes", "jpg", "jpeg", "png", "webp")
 #: ... of texts; all texts of a picture are in those that come first ...
 TEXT_COLUMNS = (
     "texts", "captions", "sentences", "caption", "text", "sentence", "alt", "alt_text", "alttext", "description",
@@ -86,6 +88,8 @@ class Table:
         is_empty: it has no row that can be read, but perhaps names of columns.
         first_row: the number of the first one, as spreadsheets count: a line of names is a row, too.
         layout: what is not usual in the way it is written; else empty.
+        pictures: columns of parquet that have the pictures themselves.
+        group_rows: rows of each row group of parquet.
 
     Raises:
         CutOffError: it ends before its first row.
@@ -104,7 +108,10 @@ class Table:
         self.has_header, self.is_empty, self.layout, self.first_row = True, True, "", 1
         self._all_names: list[str] = []
         self._no_texts: dict[str, pa.DataType] = {}
+        self.pictures: list[str] = []
+        self.group_rows: list[int] = []
         self._rows: Callable[[Sequence[str | None]], Iterator[Row]]
+        self._rows_of_group: Callable[[Sequence[str | None], int], Iterator[Row]]
         with self._damage_is_one_line():
             if kind.endswith(".parquet"):
                 self._begin_parquet(stream)
@@ -140,8 +147,10 @@ class Table:
         self._require_one([found])
         return found
 
-    def rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
+    def rows(self, wanted: Sequence[str | None], group: int | None = None) -> Iterator[Row]:
         """The values of some columns, row by row; None for a column that is None. Values are as the file has them.
+
+        With `group`, only those of this row group of parquet.
 
         Those of parquet are Arrow's arrays where they are lists: few bytes can hold millions of items. Raises
         CutOffError if the file ends too early; NoColumnError if two columns have a name that is wanted; DataError if
@@ -150,7 +159,7 @@ class Table:
         self._require_one(wanted)
         with self._damage_is_one_line():
             self._stream.seek(0)
-            yield from self._rows(wanted)
+            yield from self._rows(wanted) if group is None else self._rows_of_group(wanted, group)
 
     def _require_one(self, wanted: Sequence[str | None]) -> None:
         numbers = Counter[str | None](self._all_names)
@@ -172,14 +181,17 @@ class Table:
         self._all_names, self.is_empty = table.schema.names, False
         self.names = [field.name for field in table.schema if is_text(field.type, lists=True)]
         self._no_texts = {field.name: field.type for field in table.schema if not is_text(field.type, lists=False)}
+        self.pictures = [field.name for field in table.schema if holds_pictures(field.type)]
+        self.group_rows = table.group_rows
 
-        def rows(wanted: Sequence[str | None]) -> Iterator[Row]:
-            for batch in table.batches([name for name in wanted if name is not None]):
+        def rows(wanted: Sequence[str | None], group: int | None = None) -> Iterator[Row]:
+            groups = None if group is None else [group]
+            for batch in table.batches([name for name in wanted if name is not None], groups):
                 empty = [None] * len(batch)
                 columns = (empty if name is None else _values_of(batch.column(name)) for name in wanted)
                 yield from zip(*columns, strict=True)
 
-        self._rows = rows
+        self._rows = self._rows_of_group = rows
 
     def _begin_json(self) -> None:
         names: dict[str, None] = {}

@@ -136,7 +136,8 @@ class Scan:
     def _of_candidates(self, batch: pa.RecordBatch) -> list[pa.Array]:
         urls = batch["url"].to_pylist()
         named = zip(urls, batch["page_url"].to_pylist(), batch["stated_sha256"].to_pylist(), strict=True)
-        columns = [self._refused(named), pa.array(hashes_of(urls)), pa.array(map(host_hash, urls), pa.uint64())]
+        together = [place or url for place, url in zip(batch["together"].to_pylist(), urls, strict=True)]
+        columns = [self._refused(named), pa.array(hashes_of(together)), pa.array(map(host_hash, urls), pa.uint64())]
         texts = batch["text"].to_pylist() if self.judges_texts else ()
         facts = zip(*map(facts_of, texts), strict=True) if texts else [[None] * len(urls)] * len(_FACTS)
         return columns + [pa.array(values, kind) for values, (_, kind) in zip(facts, _FACTS, strict=True)]

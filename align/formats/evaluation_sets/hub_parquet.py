@@ -20,7 +20,7 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, class_names, made
-from align.formats.parquet import ForeignTable, readable
+from align.formats.parquet import ForeignTable, holds_pictures, picture_in, readable
 from align.formats.table import LABEL_COLUMNS, TEXT_COLUMNS, find_column
 from align.interfaces.store import Files
 
@@ -130,9 +130,7 @@ def files_of(wanted: SuiteSet, split: str, files: Files) -> list[str]:
 def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
     with _readable(uri), files.open(uri) as stream:
         schema = ForeignTable(stream, uri).schema
-    images = [
-        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
+    images = [field.name for field in schema if pa.types.is_struct(field.type) and holds_pictures(field.type)]
     if not images:
         raise DataError(f"{uri}: no column of pictures ({{bytes, path}}); it has {', '.join(schema.names[:10])}")
     features = _features(schema)
@@ -172,8 +170,8 @@ def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | No
 
 
 def _picture(value: Any) -> bytes | Unreadable:
-    data = value.get("bytes") if isinstance(value, dict) else None
-    if not isinstance(data, bytes):
+    data = picture_in(value)
+    if data is None:
         path = value.get("path") if isinstance(value, dict) else None
         return Unreadable(f"no bytes in the file, only the path {path!r}" if path else "no picture in this row")
     return Unreadable("more than 64 MiB") if len(data) > MAX_PICTURE_BYTES else data

@@ -18,7 +18,7 @@ from align.pairs.urls import address_of
 class Candidate(NamedTuple):
     """One pair: a row of CANDIDATES, in the order of the file."""
 
-    url: str  # canonical; for pictures on disk or in a tar, a name that is unique in the source
+    url: str  # canonical; for pictures on disk, in a tar or a table, a name that is unique in the source
     text: str  # as the source has it, entities decoded
     text_source: str | None  # alt, figcaption, title, aria-label, or the column or file that the text is from
     page_url: str | None = None
@@ -32,6 +32,7 @@ class Candidate(NamedTuple):
     stated_sha256: str | None = None  # of the bytes before the source changed them, where it says so
     licence: str | None = None  # what its page says, see `rights.Rights`
     reservation: str | None = None
+    together: str | None = None  # equal for pairs whose pictures are read together: they are in one shard
 
 
 #: Counts of strings that reach the limit: name -> column.

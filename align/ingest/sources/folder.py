@@ -8,13 +8,14 @@ texts, give a pair each. Every row of a table gives a row, with a problem where 
 without a text are counted, and so are all other files. With `ingest.folder_text`, pictures without a text have one with
 the name of their folder.
 
-A table may also be given alone: its pictures are then beside it, or in a folder of a usual name there.
+A table may also be given alone: its pictures are then beside it, or in a folder of a usual name there. Parquet may have
+the pictures inside (`inside.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS
 from align.formats.table import PICTURE_COLUMNS, PICTURE_SUFFIXES, TABLES, NoColumnError, is_picture_name
 from align.ingest.limits import MAX_TEXTS, TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
+from align.ingest.sources.inside import Part, PicturesInside
 from align.ingest.sources.picture_files import (
     IMPOSSIBLE,
     NEAR_TABLES,
@@ -56,7 +58,7 @@ _NO_NAME = "no file name"
 class Folder:
     """A source (`align.ingest.sources.Source`).
 
-    One scan reads all of it: only that tells which pictures have no text.
+    One scan reads all of it: only that tells which pictures have no text. Tables with pictures inside are apart.
     """
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
@@ -70,7 +72,10 @@ class Folder:
         contents = _Contents(self._folder, listed)
         self._alone = not contents.pictures
         self._chosen = self._choose_tables(contents)
-        self.files = [location]
+        self._inside = PicturesInside(config, files, self._tables, self._folder)
+        self._parts = {name: part for name, part in self._inside.parts(self._chosen).items() if part.groups is not None}
+        self._in_parts = {part.file for part in self._parts.values()}
+        self.files = [*([] if location in self._parts else [location]), *self._parts]
         whole = is_folder(location, listed)
         self._listed = None if whole else listed  # a folder may have a million files: no copy for each process
         self.inputs = [f"{self._folder}/"] if whole else [*listed, *self._beside()]
@@ -87,7 +92,7 @@ class Folder:
 
     def _beside(self) -> Sequence[str]:
         """What decides the pairs of a table alone besides itself."""
-        if not self._alone:
+        if not self._alone or self._in_parts.issuperset(self._chosen):
             return []
         if not is_local(self._folder):
             return [f"{self._folder}/"]  # a listing, instead of a request for each picture
@@ -139,19 +144,17 @@ class Folder:
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`; also counts pictures_without_text and files_left_out."""
+        if file in self._parts:
+            yield from self._of_tables([self._parts[file]], None, set(), counts)
+            return
         listed = self._store.list(file, ()) if self._listed is None else self._listed
         contents = _Contents(self._folder, listed)
         named_by = None if self._alone else contents.pictures.keys()
         pictures = PictureFiles(self._store, self._folder, named_by, self._near)
-        batches = Batches()
         named: set[str] = set()
-        for table in self._chosen:
-            for pairs in self._tables.rows(table, counts, str):
-                problem = _NO_NAME if not pairs.picture else None if is_file_name(pairs.picture) else _ADDRESS
-                picture = pictures.picture_of(table, pairs, problem)
-                named.add(picture.url)
-                add_pairs(batches, counts, pairs, picture)
-                yield from batches.full()
+        tables = [Part(table, None) for table in self._chosen if table not in self._in_parts]
+        yield from self._of_tables(tables, pictures, named, counts)
+        batches = Batches()
         for path, beside in contents.pictures.items():
             name = below(self._folder, path)
             own = None if name in named else self._own_text(name, beside)
@@ -164,6 +167,23 @@ class Folder:
             yield from batches.full()
         left_out = {*contents.others, *contents.tables} - {*self._chosen}
         counts["files_left_out"] += len(left_out)
+        yield from batches.rest()
+
+    def _of_tables(
+        self, parts: Iterable[Part], pictures: PictureFiles | None, named: set[str], counts: Counter[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """The pairs of tables, which may name `pictures`; adds the names of pictures to `named`."""
+        batches = Batches()
+        for table, groups in parts:
+            for pairs in self._tables.rows(table, counts, str, groups):
+                problem = _NO_NAME if not pairs.picture else None if is_file_name(pairs.picture) else _ADDRESS
+                if pairs.inside is not None or pictures is None:
+                    picture = self._inside.picture_of(table, pairs)
+                else:
+                    picture = pictures.picture_of(table, pairs, problem)
+                    named.add(picture.url)
+                add_pairs(batches, counts, pairs, picture)
+                yield from batches.full()
         yield from batches.rest()
 
     def _near(self) -> Iterator[str]:
@@ -195,7 +215,9 @@ class Folder:
         return WrittenPairs(name, [(self._config.folder_text.replace("{}", words), "folder")], None, None)
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """See `Source`: the whole file."""
+        """See `Source`: the whole file, or the picture in a row of a table."""
+        if offset is not None:
+            return self._inside.read(file, offset)
         return read_picture(self._store, file, self._config.max_record_bytes, self._folder)
 
 

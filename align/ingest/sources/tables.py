@@ -1,19 +1,21 @@
 """The tables of a source (`align.formats.table`): which of their columns are read, and the pairs of their rows.
 
 `ingest.columns` names the columns, in upper or lower case. A column that it does not name is found by its usual names:
-the first of them that the table has. A row gives a pair for each of its texts; one that cannot be read is counted.
+the first of them that the table has. A column of parquet that has the pictures themselves counts before those that name
+them. A row gives a pair for each of its texts; one that cannot be read is counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from align.config.ingest import IngestConfig
 from align.formats.table import (
     ADDRESS_COLUMNS,
+    INSIDE_COLUMNS,
     PLAIN_LISTS,
     TEXT_COLUMNS,
     CutOffError,
@@ -40,6 +42,7 @@ class WrittenPairs(NamedTuple):
     texts: list[Sourced]  # at least one, which may be empty, each with its column
     page_url: str | None  # of the page that shows the picture
     problem: str | None  # why its values cannot be read
+    inside: tuple[int, int] | None = None  # row group and row of the parquet file, if that has the picture itself
 
 
 class Tables:
@@ -59,7 +62,11 @@ class Tables:
     def names_pictures(self, table: Table) -> bool:
         """Whether the header of a table has a column of pictures."""
         wanted = self._usual if self._columns.url is None else [self._columns.url]
-        return table.has_header and find_column(wanted, table.names) is not None
+        return table.has_header and (find_column(wanted, table.names) or self.inside(table)) is not None
+
+    def inside(self, table: Table) -> str | None:
+        """The column that has the pictures themselves; None: the table names pictures."""
+        return find_column(INSIDE_COLUMNS if self._columns.url is None else [self._columns.url], table.pictures)
 
     def look_at(self, file: str) -> Sequence[str]:
         """Reads the beginning of a table: what was found in it, as lines of output.
@@ -75,14 +82,23 @@ class Tables:
             self._chosen(file, table, said.append)
         return said
 
-    def rows(self, file: str, counts: Counter[str], tell: Callable[[str], object]) -> Iterator[WrittenPairs]:
-        """The rows of a table in order; `tell` is called with what was found, if there is such.
+    def rows(
+        self, file: str, counts: Counter[str], tell: Callable[[str], object], groups: Iterable[int] | None = None
+    ) -> Iterator[WrittenPairs]:
+        """The rows of a table in order, or of some row groups; `tell` is called with what was found, if there is such.
 
         Rows that cannot be read count, and a file that is cut off counts as damaged. Raises as `look_at`.
         """
         try:
             with self.open(file) as table:
                 wanted, sources = ([], ()) if table.is_empty else self._chosen(file, table, tell)
+                if self.inside(table) is not None:
+                    for group in range(len(table.group_rows)) if groups is None else groups:
+                        first = sum(table.group_rows[:group])
+                        for number, values in enumerate(filter(None, table.rows(wanted, group)), first):
+                            pairs = _written_pairs(None, values[2:], values[1], sources)
+                            yield pairs._replace(inside=(group, number))
+                    return
                 for row in table.rows(wanted):
                     if row is None:
                         counts["rows_unreadable"] += 1
@@ -100,8 +116,9 @@ class Tables:
             if len(columns.texts) > 1:
                 raise NoColumnError(f"{file}: no header, so it has one text: name one column in ingest.columns.text")
             return ["picture", "page", "text"], columns.texts or (_UNNAMED,)
+        picture = self.inside(table)
         try:
-            picture = table.column("pictures", columns.url, self._usual, "ingest.columns.url")
+            picture = picture or table.column("pictures", columns.url, self._usual, "ingest.columns.url")
         except NoColumnError as error:
             if self.names_pictures(table) or find_column(ADDRESS_COLUMNS, table.names) is None:
                 raise
@@ -121,7 +138,7 @@ class Tables:
             ]  # fmt: skip
             also = f" (not from {', '.join(others)})" if others else ""
             tell(f"{found}{also}; for others set {' and '.join(f'ingest.columns.{key}' for key in guessed)}")
-        return [picture, page, *texts], columns.texts or texts
+        return [None if picture in table.pictures else picture, page, *texts], columns.texts or texts
 
 
 def _written_pairs(picture: Any, values: Sequence[Any], page_url: Any, columns: Sequence[str]) -> WrittenPairs:

@@ -4,7 +4,8 @@ A `.txt` has one address per line, optionally followed by a tab and a text. In a
 begin it: others are left out, and named. A list of texts in JSON or parquet gives a row for each text. A line that
 cannot be read is counted.
 
-A picture may also be a file in the folder of its table, by its path or as file://; never one outside of it.
+A picture may also be a file in the folder of its table, by its path or as file://; never one outside of it. Or it is
+inside of a parquet file (`inside.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from align.display.console import say
 from align.errors import DataError
 from align.formats.table import ADDRESS_COLUMNS, PICTURE_COLUMNS, PLAIN_LISTS, TABLES, Row, is_address, is_picture_name
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.picture_files import PictureFiles, is_file_name, read_picture
+from align.ingest.sources.inside import PicturesInside
+from align.ingest.sources.picture_files import PictureFiles, folder_of, is_file_name, read_picture
 from align.ingest.sources.reading import Batches, is_local, is_on_web, is_within, parent
 from align.ingest.sources.tables import NO_PICTURE, Tables, WrittenPairs, add_pairs
 from align.interfaces.store import Files
@@ -50,17 +52,19 @@ class UrlTable:
             raise DataError(f"{location}: no table exists there, and no .txt that begins with addresses")
         if len(listed) == 1 and self._is_empty(listed[0]):
             raise DataError(f"{listed[0]}: the table is empty")
-        self.files = listed
+        self._inside = PicturesInside(config, files, self._tables, folder_of(location, listed))
+        self._parts = self._inside.parts(listed)
+        self.files = [*self._parts]
         self._folders = sorted({parent(file) for file in listed if not is_on_web(file)})
         self._resolver = Resolver("")
-        self.inputs = [*listed, *self._beside()]
+        self.inputs = [*listed, *self._beside(listed)]
 
-    def _beside(self) -> Sequence[str]:
+    def _beside(self, files: Sequence[str]) -> Sequence[str]:
         """The pictures in the tables' folders that they name. Reads all rows only if the first rows name one."""
-        head = next((list(islice(self._named(file), _HEAD_ROWS)) for file in self.files), [])
+        head = next((list(islice(self._named(file), _HEAD_ROWS)) for file in files), [])
         if not any(head):
             return []
-        return sorted({path for file in self.files for path in self._named(file) if path is not None})
+        return sorted({path for file in files for path in self._named(file) if path is not None})
 
     def _named(self, file: str) -> Iterator[str | None]:
         """For each row of a table the picture in the table's folder that it names, or None.
@@ -72,7 +76,7 @@ class UrlTable:
         pictures = PictureFiles(self._store, parent(file))
         with suppress(DataError):
             for pairs in self._tables.rows(file, Counter(), str):
-                yield self._picture(file, pairs, pictures).file
+                yield None if pairs.inside else self._picture(file, pairs, pictures).file
 
     def _is_empty(self, file: str) -> bool:
         with suppress(DataError), self._tables.open(file) as table:  # damaged: `scan` says so
@@ -100,15 +104,18 @@ class UrlTable:
             if file == self.files[0]:  # the others are of the same kind, and may be ten thousand
                 say(f"ingest: {file}: {found}")
 
+        table, groups = self._parts[file]
         batches = Batches()
-        pictures = PictureFiles(self._store, parent(file))
-        for pairs in self._tables.rows(file, counts, tell):
-            add_pairs(batches, counts, pairs, self._picture(file, pairs, pictures))
+        pictures = PictureFiles(self._store, parent(table))
+        for pairs in self._tables.rows(table, counts, tell, groups):
+            add_pairs(batches, counts, pairs, self._picture(table, pairs, pictures))
             yield from batches.full()
         yield from batches.rest()
 
     def _picture(self, file: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
-        """What a row of a table names: an address, or a file in the table's folder."""
+        """What a row of a table has or names: the picture, an address, or a file in the table's folder."""
+        if pairs.inside is not None:
+            return self._inside.picture_of(file, pairs)
         written = pairs.picture
         is_file = is_file_name(written) and (is_picture_name(written) or written.startswith("file:"))
         if is_file and not is_on_web(file):
@@ -118,6 +125,8 @@ class UrlTable:
         return Candidate(address.url, "", None, pairs.page_url, problem, inline=None if problem else address.inline)
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """See `Source`: a picture in the folder of a table."""
+        """See `Source`: a picture in the folder of a table, or the one of a row of the table."""
+        if offset is not None:
+            return self._inside.read(file, offset)
         folder = next((folder for folder in self._folders if is_within(folder, file)), None)
         return None if folder is None else read_picture(self._store, file, self._max_bytes, folder)

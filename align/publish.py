@@ -263,6 +263,7 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
     from align.search.service.queries import start, version
     from align.search.service.served import Release, Served
     from align.search.service.service import trained_on
+    from align.search.surely import LEVELS, NO_LINE, meaning
     from align.serve import pair_of_index
 
     config, header = read_config(model).model, index.header
@@ -273,13 +274,18 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
         name: choices and sorted({item.columns[name] for item in items}.intersection(choices))
         for name, choices in begin.columns.items()
     }
+    promise, level = header.promise, LEVELS[0]
+    sure = promise and {
+        "line": promise.lines[level], "slope": promise.slope,
+        "held": meaning(promise, level, has_sure=True), "silent": meaning(promise, level, has_sure=False),
+    }  # fmt: skip
     is_catalogue = items[0].split == CATALOGUE
     note = "The index is of a catalogue: no filter has seen it." if is_catalogue else "This is what the index knows."
     splits = sorted({item.split for item in items})
     return {
         "schema_version": 1, "num_images": len(items), "width": header.width, "max_tokens": config.max_tokens,
         "at_once": _AT_ONCE, "served": version(served).model_dump(), "example": begin.example, "columns": columns,
-        "first": [places[hit.key] for hit in begin.hits],
+        "first": [places[hit.key] for hit in begin.hits], "promise": sure, "no_line": NO_LINE,
         "trained_on": {split: trained_on(split, None, header.shards_digest) for split in splits},
         "pair": pair_of_index(items[0], header, note).model_dump(exclude={"text"}),
     }  # fmt: skip

@@ -30,6 +30,12 @@ if TYPE_CHECKING:  # imports torch, which a server without a champion does not n
 
 #: What may be promised; the first is promised if nobody asks for another.
 LEVELS = (0.75, 0.9)
+#: Why an answer has no line: the index has no promise, the query has not words alone, or not the whole index.
+NO_LINE = {
+    "promise": "This index has too few held-out texts to say how sure an answer is.",
+    "words": "How sure an answer is, is known of words alone, not of a picture.",
+    "all": "How sure an answer is, is known of the whole index, not of a part of it.",
+}
 #: Fewer concepts promise nothing; no more texts are asked, evenly over all.
 FEW, _MOST_TEXTS = 100, 1000
 #: Pictures that are looked at for a text. If all are right, it is not asked: nobody can say what comes after them.

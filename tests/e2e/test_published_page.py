@@ -19,6 +19,7 @@ from align.model.embedder import Embedder, load_with_tokenizer
 from align.publish import MADE_BY, publish
 from align.search.catalogue import index_catalogue
 from align.search.queries import read_queries
+from align.search.surely import LEVELS, line_for
 from align.services.vector_index import VectorIndex
 from tests.support import ROOT, tiny_model
 from tests.support.browser import open_page
@@ -43,7 +44,8 @@ FIRST = """(async (texts) => {
   for (const text of texts) {
     const query = {...NONE, text};
     const begins = performance.now(), {hits} = await search(query, 10);
-    found.push([hits.map((hit) => hit.key), hits.map((hit) => hit.score), performance.now() - begins]);
+    const ms = performance.now() - begins;
+    found.push([hits.map((hit) => hit.key), hits.map((hit) => hit.score), hits.map((hit) => hit.sure), ms]);
   }
   return found;
 })"""
@@ -97,10 +99,15 @@ def test_the_first_ten_are_those_of_the_command(tab, url):
     tab.open(url)
     answers = ask(tab, FIRST, [*labelled, *drawn])
     wanted = [index.search(row, 10) for row in embedder.embed_texts([*labelled, *drawn])]
-    same = [keys == [hit.item.key for hit in hits] for (keys, _, _), hits in zip(answers, wanted, strict=True)]
+    same = [keys == [hit.item.key for hit in hits] for (keys, *_), hits in zip(answers, wanted, strict=True)]
     assert np.mean(same) >= 0.99
-    for (_, scores, _), hits in zip(answers, wanted, strict=True):
+    splits = embedder.splits([*labelled, *drawn])
+    for (_, scores, sure, _), hits, split in zip(answers, wanted, splits, strict=True):
         assert np.allclose(scores, [hit.score for hit in hits], atol=2e-6)
+        least = line_for(index.header.promise, LEVELS[0], split)
+        assert [one for one, hit in zip(sure, hits, strict=True) if abs(hit.score - least) > 3e-6] == [
+            hit.score > least for hit in hits if abs(hit.score - least) > 3e-6
+        ]
     assert np.median([ms for *_, ms in answers[20:]]) < 100
     assert tab.run(ELSEWHERE) == []
 

@@ -23,7 +23,7 @@ from align.search.service.answers import (
     StartAnswer,
 )
 from align.search.service.served import Served
-from align.search.surely import line_for, meaning
+from align.search.surely import NO_LINE, line_for, meaning
 
 Rows = NDArray[np.float32]
 Allowed = NDArray[np.bool_] | None
@@ -117,11 +117,11 @@ def _promise(query: SearchQuery, served: Served, *, is_list: bool, first: float)
     if is_list:
         return None, ""
     if promise is None:
-        return None, "This index has too few held-out texts to say how sure an answer is."
+        return None, NO_LINE["promise"]
     if query.text is None:
-        return None, "How sure an answer is, is known of words alone, not of a picture."
+        return None, NO_LINE["words"]
     if query.where or query.words is not None or query.split:
-        return None, "How sure an answer is, is known of the whole index, not of a part of it."
+        return None, NO_LINE["all"]
     line = line_for(promise, query.surely, float(served.embedder.splits([query.text])[0]))
     return line, meaning(promise, query.surely, has_sure=_rounded(first) >= line)
 

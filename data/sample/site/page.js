@@ -79,9 +79,11 @@ const numbers = new Intl.NumberFormat("en");
 function results(answer, ms) {
   const last = answer.offset + answer.hits.length;
   say(answer.hits.length
-    ? `Pictures ${answer.offset + 1} to ${last} of ${numbers.format(answer.num_images)}${compares(query) ? ", nearest first" : ""}, in ${ms} ms.`
+    ? `Pictures ${answer.offset + 1} to ${last} of ${numbers.format(answer.num_images)}${compares(query) ? ", nearest first" : ""}, in ${ms} ms. ${answer.hits[0].sure === null ? answer.promise : ""}`
     : `No picture of ${numbers.format(answer.num_images)} matches. ${answer.hint}`);
   by("results").replaceChildren(...answer.hits.map(result));
+  const below = answer.hits.findIndex((hit) => hit.sure === false);
+  if (below >= 0) by("results").children[below].before(element("li", {class: "line"}, answer.promise));
   by("pages").hidden = query.page === 1 && !answer.more;
   by("previous").disabled = query.page === 1;
   by("next").disabled = !answer.more;
@@ -129,7 +131,7 @@ function result(hit) {
     element("span", {class: "caption"}, hit.texts.join(" | ")),
     values ? element("span", {class: "values"}, values) : null);
   button.addEventListener("click", () => open(hit.key, (key) => change({...NONE, weight: query.weight, key})));
-  return element("li", {}, button);
+  return element("li", hit.sure === false ? {class: "below"} : {}, button);
 }
 
 let previewed = null;

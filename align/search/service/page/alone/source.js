@@ -81,17 +81,21 @@ async function embedder() {
     known.delete("text_encoder.onnx");
     const numbers = tokenizer(words, facts.max_tokens);
     return async (text) => {
-      const ids = BigInt64Array.from(numbers(text), BigInt), shape = [1, ids.length];
+      const tokens = numbers(text), ids = BigInt64Array.from(tokens, BigInt), shape = [1, ids.length];
       const given = {input_ids: new ort.Tensor("int64", ids, shape),
         attention_mask: new ort.Tensor("int64", ids.map(() => 1n), shape)};
-      return (await session.run(given)).text_embeds.data;
+      return {vector: (await session.run(given)).text_embeds.data, splits: splits(text, tokens.length - 2)};
     };
   });
 }
 
 let asked = Promise.resolve();
 
-/** The embedding of a text, one at a time. */
+/** How much a text's words are split: see align/model/embedder.py. */
+const splits = (text, pieces) =>
+  Math.log(Math.max(pieces, 1) / Math.max((text.match(/[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]/gu) ?? []).length, 1));
+
+/** The embedding of a text and how much its words are split, one text at a time. */
 function embed(text) {
   const mine = asked.then(embedder).then((run) => run(text));
   asked = mine.catch(() => null);
@@ -133,7 +137,7 @@ async function nearest(query, k, isAllowed) {
 async function composed(at, {plus, minus, weight}) {
   const sum = await exact(at);
   for (const [words, sign] of [[plus, weight], [minus, -weight]]) {
-    if (words.trim()) (await embed(words)).forEach((value, place) => { sum[place] += sign * value; });
+    if (words.trim()) (await embed(words)).vector.forEach((value, place) => { sum[place] += sign * value; });
   }
   const norm = Math.sqrt(dot(sum, sum));
   if (!(norm > 0)) throw new Error("image and text cancel each other out");
@@ -179,6 +183,18 @@ async function filter({split, words, where}) {
   return (at) => allowed[at];
 }
 
+const rounded = (score) => Math.round(Math.min(Math.max(score, -1), 1) * 1e6) / 1e6;
+
+/** The least score above the line of a query, or null, and what an answer says of it: see align/search/surely.py. */
+async function line({split, words, where}, asked, first) {
+  const {promise, no_line: why} = await about();
+  if (!promise) return [null, why.promise];
+  if (!asked) return [null, why.words];
+  if (split || words.trim() || where.length) return [null, why.all];
+  const least = Math.round((promise.line + promise.slope * asked.splits) * 1e6) / 1e6;
+  return [least, rounded(first) >= least ? promise.held : promise.silent];
+}
+
 // --- the interface
 
 /** What a page begins with. The text tower is fetched meanwhile. */
@@ -196,15 +212,17 @@ export async function search(query, limit, signal) {
   if (query.image) throw new Error("a picture of your own needs the service: align serve");
   const {served, num_images} = await about(), isAllowed = await filter(query);
   const own = query.key ? await position(query.key) : -1;
-  const vector = query.key ? await composed(own, query) : query.text.trim() ? await embed(query.text) : null;
+  const words = !query.key && query.text.trim() ? await embed(query.text) : null;
+  const vector = query.key ? await composed(own, query) : words?.vector;
   signal?.throwIfAborted();
   const passes = (at) => at !== own && isAllowed(at);
   const found = vector ? await nearest(vector, end + 1, passes)
     : [...Array(num_images).keys()].filter(passes).slice(0, end + 1).map((at) => [at, 0]);
+  const [least, promise] = vector ? await line(query, words, found[0]?.[1] ?? -1) : [null, ""];
   const hits = await Promise.all(found.slice(offset, end).map(async ([at, score], place) =>
-    ({...await shown(at), rank: offset + place + 1, score: Math.round(Math.min(Math.max(score, -1), 1) * 1e6) / 1e6})));
+    ({...await shown(at), rank: offset + place + 1, score: rounded(score), sure: least === null ? null : rounded(score) >= least})));
   signal?.throwIfAborted();
-  return {served, num_images, offset, more: found.length > end && end < MAX_RESULTS, hint: "", hits};
+  return {served, num_images, offset, more: found.length > end && end < MAX_RESULTS, hint: "", promise, hits};
 }
 
 /** What is known of a picture. */

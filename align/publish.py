@@ -271,7 +271,7 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
     begin = start(served)
     places = {item.key: place for place, item in enumerate(items)}
     columns = {  # a value that only pictures have that are taken down is not one
-        name: choices and sorted({item.columns[name] for item in items}.intersection(choices))
+        name: choices and [one for one in choices if any(item.columns[name] == one for item in items)]
         for name, choices in begin.columns.items()
     }
     promise, level = header.promise, LEVELS[0]

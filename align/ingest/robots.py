@@ -90,7 +90,7 @@ class Rules:
         rests: dict[str, tuple[str, ...]] = {}
         several: dict[str, list[str]] = {}
         self._reserving = reserving
-        self.num_bytes = sum(others.num_bytes for _, others in reserving)
+        self.num_bytes: int = sum(others.num_bytes for _, others in reserving)
         for rule in rules:
             self.num_bytes += len(rule) + _RULE_BYTES
             sign = rule[0]

@@ -57,10 +57,11 @@ class PicturesInside:
         found = dict(zip(asked, in_threads(self._parts_of, asked, _NUM_THREADS), strict=True))
         parts: dict[str, Part] = {}
         for file in files:
-            some = found.get(file) or [None]
+            some: Sequence[range | None] = found.get(file) or [None]
             for groups in some:
-                is_whole = groups is None or len(some) == 1
-                name = file if is_whole else f"{file} (row groups {groups.start} to {groups.stop - 1})"
+                name = file
+                if groups is not None and len(some) > 1:
+                    name = f"{file} (row groups {groups.start} to {groups.stop - 1})"
                 parts[name] = Part(file, groups)
         return parts
 
@@ -86,10 +87,10 @@ class PicturesInside:
         assert pairs.inside is not None
         group, row = pairs.inside
         name = below(self._folder, file)
-        place = (None, None) if pairs.problem else (file, row)
+        held, place = (None, None) if pairs.problem else (file, row)
         # of a row group that is larger than a shard, some shards have a part each
         together = f"{name}#{group}/{row // self._num_rows}"
-        return Candidate(f"{name}#{row}", "", None, pairs.page_url, pairs.problem, *place, together=together)
+        return Candidate(f"{name}#{row}", "", None, pairs.page_url, pairs.problem, held, place, together=together)
 
     def read(self, file: str, row: int) -> bytes | None:
         """The picture of a row, see `Source.read`. Quick for rows in their order.

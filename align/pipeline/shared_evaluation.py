@@ -80,7 +80,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 def _together(params: Params, args: argparse.Namespace, ranks: Ranks) -> Measuring:
     """Reads model and sets on each rank. What keeps several from it is said by the first of them."""
-    error, ready = None, None
+    error: AlignError | None = None
+    ready: Measuring | None = None
     try:
         ready = measuring(params, args, announces=ranks.leads)
     except AlignError as caught:

@@ -136,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.log_page = importlib.import_module("align.lineage.trace.trace").log_page
             apart = args.verb == "evaluate" and args.log is not None
             module = "align.pipeline.logged_evaluation" if apart else VERBS[args.verb].module
+            if args.verb == "evaluate" and importlib.import_module("align.services.job").place_of_job() is not None:
+                module = "align.pipeline.shared_evaluation"
             importlib.import_module(module).main(params, args)
     except AlignError as error:
         say(f"align: error: {error}")

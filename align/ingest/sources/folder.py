@@ -73,7 +73,7 @@ class Folder:
         self._alone = not contents.pictures
         self._chosen = self._choose_tables(contents)
         self._inside = PicturesInside(config, files, self._tables, self._folder)
-        self._parts = {name: part for name, part in self._inside.parts(self._chosen).items() if part.groups is not None}
+        self._parts = {name: part for name, part in self._inside.tasks(self._chosen).items() if part.groups is not None}
         self._in_parts = {part.file for part in self._parts.values()}
         self.files = [*([] if location in self._parts else [location]), *self._parts]
         whole = is_folder(location, listed)

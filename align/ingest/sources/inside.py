@@ -48,7 +48,7 @@ class PicturesInside:
         self._num_rows, self._max_bytes = config.shard_size, config.max_record_bytes
         self._open: _OpenTable | None = None
 
-    def parts(self, files: Sequence[str]) -> dict[str, Part]:
+    def tasks(self, files: Sequence[str]) -> dict[str, Part]:
         """The parts of tables in order, by a name for people. Files are looked into if the first parquet file has
         pictures inside.
         """

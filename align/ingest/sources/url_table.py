@@ -53,7 +53,7 @@ class UrlTable:
         if len(listed) == 1 and self._is_empty(listed[0]):
             raise DataError(f"{listed[0]}: the table is empty")
         self._inside = PicturesInside(config, files, self._tables, folder_of(location, listed))
-        self._parts = self._inside.parts(listed)
+        self._parts = self._inside.tasks(listed)
         self.files = [*self._parts]
         self._folders = sorted({parent(file) for file in listed if not is_on_web(file)})
         self._resolver = Resolver("")

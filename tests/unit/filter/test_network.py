@@ -10,8 +10,8 @@ from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 
 from align.config.filter import GivenFile, ModelFile
-from align.errors import CorruptError, DataError
-from align.filter.network import ImageNetwork
+from align.errors import ConfigError, CorruptError, DataError
+from align.filter.network import _BATCH, ImageNetwork
 from align.pairs.picture import decode
 from tests.support import ROOT
 from tests.support.near_duplicates.edits import encoded
@@ -30,7 +30,7 @@ def pictures(sample):
 
 @pytest.fixture(scope="module")
 def network():
-    return ImageNetwork(None, None, 2)
+    return ImageNetwork(None, None, "cpu", 2)
 
 
 def measured(network, images):
@@ -53,7 +53,7 @@ def test_another_classifier_of_the_same_form(tmp_path, network, pictures):
     path = tmp_path / "other.onnx"
     path.write_bytes(OPEN_NSFW.read_bytes() + field(7, field(2, b"g")))
     other = GivenFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    another = ImageNetwork(other, None, 2)
+    another = ImageNetwork(other, None, "cpu", 2)
     assert another.digest == other.sha256 != network.digest
     assert measured(another, pictures[:1])[0].nsfw_score == measured(network, pictures[:1])[0].nsfw_score
 
@@ -71,7 +71,7 @@ def test_a_classifier_that_does_not_fit_is_one_clear_line(tmp_path):
     for path, sha256, kind, message in cases:
         sha256 = sha256 or hashlib.sha256(path.read_bytes()).hexdigest()
         with pytest.raises(kind, match=re.escape(message)) as caught:
-            ImageNetwork(GivenFile(path=str(path), sha256=sha256), None, 1)
+            ImageNetwork(GivenFile(path=str(path), sha256=sha256), None, "cpu", 1)
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"filter.nsfw_model: {path}: ")
 
@@ -79,11 +79,31 @@ def test_a_classifier_that_does_not_fit_is_one_clear_line(tmp_path):
 def test_values_depend_on_the_picture_alone(network, pictures):
     together = measured(network, [*pictures[:5], ("broken", b"no picture"), *pictures[5:]])
     assert [row.name for row in together] == [name for name, _ in pictures]
-    one_by_one = [row for item in reversed(pictures) for row in measured(ImageNetwork(None, None, 1), [item])]
+    one_by_one = [row for item in reversed(pictures) for row in measured(ImageNetwork(None, None, "cpu", 1), [item])]
     for left, right in zip(together, reversed(one_by_one), strict=True):
         assert (left.name, left.nsfw_score) == (right.name, right.nsfw_score)
         assert left.embedding.tobytes() == right.embedding.tobytes()
     assert measured(network, []) == []
+
+
+def test_a_batch_gives_the_bytes_of_one_picture_a_call(network, pictures, monkeypatch):
+    """As on a card: here with the CPU's provider, on pictures of the sample, the last call filled up."""
+    monkeypatch.setitem(_BATCH, "cpu", 5)
+    batched = ImageNetwork(None, None, "cpu", 2)
+    images = [*pictures[:5], ("broken", b"no picture"), *pictures[5:]]
+    for one, other in zip(measured(network, images), measured(batched, images), strict=True):
+        assert (one.name, one.nsfw_score) == (other.name, other.nsfw_score)
+        assert one.embedding.tobytes() == other.embedding.tobytes()
+    for one, other in zip(*(each.views(images, max_pixels=MAX_PIXELS) for each in (network, batched)), strict=True):
+        assert (one[0], one[1].tobytes()) == (other[0], other[1].tobytes())
+
+
+def test_a_card_that_is_missing_is_one_clear_line(monkeypatch):
+    with pytest.raises(ConfigError, match=r"computes on CPUs only; `pip install onnxruntime-gpu`, or set cpu$"):
+        ImageNetwork(None, None, "cuda", 1)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning), pytest.raises(ConfigError, match="cannot use a card here"):
+        ImageNetwork(None, None, "cuda", 1)
 
 
 def test_embedding_has_two_halves_of_equal_length(network, pictures):
@@ -137,7 +157,7 @@ def test_another_embedder(tmp_path, network, pictures):
     path = tmp_path / "colour.onnx"
     write_onnx(path, "GlobalAveragePool")
     file = given(path)
-    other = ImageNetwork(None, file, 2)
+    other = ImageNetwork(None, file, "cpu", 2)
     rows = measured(other, [("red", picture(80, 40, "red")), *pictures])
     mean = (np.array([1, 0, 0]) - file.mean) / file.std
     assert rows[0].embedding == pytest.approx(mean / np.linalg.norm(mean), abs=2e-3)
@@ -162,6 +182,6 @@ def test_an_embedder_that_does_not_fit_is_one_clear_line(tmp_path):
     ]
     for file, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
-            ImageNetwork(None, file, 1)
+            ImageNetwork(None, file, "cpu", 1)
         assert "\n" not in str(caught.value)
         assert file.path in str(caught.value)

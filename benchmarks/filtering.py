@@ -101,7 +101,7 @@ def whole_filter(folder: Path, config: FilterConfig, engine: EngineConfig) -> No
         out.mkdir(parents=True)
         os.link(path, out / "scored.parquet")
         write_table(CLOSE.empty_table(), out / "close.parquet")
-    (work / ".work.json").write_text(json.dumps({"key": work_key(config, folder / "raw", OptedOut(), [])}))
+    (work / ".work.json").write_text(json.dumps({"key": work_key(config, "cpu", folder / "raw", OptedOut(), [])}))
     none = folder / "none"
     none.mkdir(exist_ok=True)
     with _ready_images(folder):

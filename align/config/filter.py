@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from align.config.params import Section, Strict
 
 LanguageCode = Annotated[str, Field(pattern="^[a-z]{2}$")]
 
 
-class ModelFile(Strict):
+class GivenFile(Strict):
     """A network, given as a file with its digest. If it were a *stage* of the pipeline, that would be a circle."""
 
-    #: .onnx: (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package` or
-    #: of another library (`align.model.library_embedder`).
     path: str
     #: Hex sha256 of the file (of a folder: as `align.durable.files.sha256_folder`).
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ModelFile(GivenFile):
+    """A model that makes embeddings.
+
+    .onnx: (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package` or of another library
+    (`align.model.library_embedder`).
+    """
+
     #: Side of the square that pictures are resized to.
     px: Annotated[int, Field(ge=8, le=1024)] = 224
     #: Colour values / 255, less the mean, divided by the deviation.
@@ -35,6 +42,8 @@ class FilterConfig(Section):
     max_image_pixels: PositiveInt
     #: I1: dropped at this score or above (0 clean, 1 pornographic).
     nsfw_threshold: float = Field(gt=0, le=1)
+    #: I1: another .onnx file with the inputs and outputs of open_nsfw; None: open_nsfw, which the package contains.
+    nsfw_model: GivenFile | None
     #: I2: the shorter side must be greater.
     short_side_above_px: NonNegativeInt
     #: I3: long side / short side must be below.
@@ -73,11 +82,11 @@ class FilterConfig(Section):
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.
     drop_personal_data: bool
 
-    @field_validator("near_duplicate_embedder")
+    @field_validator("nsfw_model", "near_duplicate_embedder")
     @classmethod
-    def _is_network(cls, file: ModelFile | None) -> ModelFile | None:
+    def _is_network(cls, file: GivenFile | None, info: ValidationInfo) -> GivenFile | None:
         if file is not None and not file.path.endswith(".onnx"):
-            raise ValueError(f"near_duplicate_embedder.path: {file.path}: expected .onnx")
+            raise ValueError(f"{info.field_name}.path: {file.path}: expected .onnx")
         return file
 
     @model_validator(mode="after")

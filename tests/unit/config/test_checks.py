@@ -57,6 +57,7 @@ def test_a_value_of_another_stage_is_refused_before_anything_is_read(
         ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],
         "near_duplicate_embedder.path: a.bin: expected .onnx",
     ),
+    (["filter.nsfw_model={path: a.bin, sha256: " + "a" * 64 + "}"], "nsfw_model.path: a.bin: expected .onnx"),
     (
         ["store.work=s3://bucket/work", "store.objects=objects"],
         "store.objects: objects: machines that share only store.work",

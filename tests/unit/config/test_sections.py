@@ -28,7 +28,7 @@ def test_the_values_of_tests_have_the_keys_of_params_yaml():
     theirs, ours = (load_params(file).values for file in (ROOT / "params.yaml", PARAMS_FILE))
     for values in (theirs, ours):  # a preset has a name, another tower its sizes
         values["model"] |= {"image_tower": None, "text_tower": None}
-        values["filter"] |= {"near_duplicate_embedder": None, "similarity_model": None}
+        values["filter"] |= {"nsfw_model": None, "near_duplicate_embedder": None, "similarity_model": None}
     assert keys(theirs) == keys(ours), "add the key to tests/support/params.yaml, with the value that tests are to use"
 
 

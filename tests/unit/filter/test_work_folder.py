@@ -24,7 +24,7 @@ def table(folder, row_numbers, row_group_size):
 
 
 def work_on(folder, shared=None):
-    return FilterWork(Work(folder, shared), None, OptedOut([]), num_workers=1, num_threads=1)
+    return FilterWork(Work(folder, shared), None, OptedOut([]), num_workers=1, num_threads=1, device="cpu")
 
 
 @pytest.mark.parametrize("row_group_size", [1, 2, 100])

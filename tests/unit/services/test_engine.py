@@ -15,7 +15,7 @@ from tests.support.spark import needs_spark
 def config(folder, memory_limit="100MB", num_threads=2):
     return EngineConfig(
         runner="local", spark_master="local[*]", sbatch=(), num_workers=None, memory_limit=memory_limit,
-        num_threads=num_threads, temp_directory=folder,
+        num_threads=num_threads, device="cpu", temp_directory=folder,
     )  # fmt: skip
 
 

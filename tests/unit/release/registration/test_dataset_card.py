@@ -38,7 +38,8 @@ def test_a_summary_has_what_the_reports_count(outputs):
         "| no allowed licence (filter.licences) | 4 |",
     ):  # fmt: skip
         assert line in text
-    assert "TDM Reservation Protocol, Content-Usage, Content-Signal | 3 |" in text and "while pictures were gathered | 2 |" in text
+    assert "TDM Reservation Protocol, Content-Usage, Content-Signal | 3 |" in text
+    assert "while pictures were gathered | 2 |" in text
     assert "HTTP 404" not in text and "take-downs, by the filter" not in text
     assert "<script>" not in text and "<b>" not in text and "|[x](" not in text
 

@@ -119,7 +119,7 @@ def _ready_images(folder: Path) -> AbstractContextManager[object]:
 
 def measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
     """Leaves what the filter measures of texts in `folder/pairs`."""
-    work = FilterWork(Work(folder), config, OptedOut(), num_workers=1, num_threads=1)
+    work = FilterWork(Work(folder), config, OptedOut(), num_workers=1, num_threads=1, device="cpu")
     (folder / "pairs").mkdir()
     with _ready_images(folder):
         for item in enumerate(raw_shards(folder / "raw")):

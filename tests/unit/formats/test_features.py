@@ -144,7 +144,8 @@ def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path, monkeypa
     written("other", "kept", max_image_pixels=10**6)
     assert len(list((tmp_path / "kept").iterdir())) == 4
     monkeypatch.setattr("align.filter.filter.require_device", lambda device: None)
-    monkeypatch.setattr("align.filter.compare.ImageNetwork", lambda *given: ImageNetwork(*given[:2], "cpu", given[3]))
+    on_cpu = lambda nsfw, embedder, _, threads: ImageNetwork(nsfw, embedder, "cpu", threads)  # noqa: E731 - there is no card
+    monkeypatch.setattr("align.filter.compare.ImageNetwork", on_cpu)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"device": "cuda"}))
     written("card", "kept")
     assert len(list((tmp_path / "kept").iterdir())) == 5  # views by another device are never mixed with these

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _MODE, _HEAD = HTTPModes.http1, HTTP1Settings(header_read_timeout=10_000, max_bu
 _BACKLOG = 1024  # connections that wait to be taken
 _OTHER_FILES = 256  # that the process has open, beside connections
 _GRACE_S = 10.0  # for requests in flight at the end
+_THREADS_END_S = 0.5  # granian's, which it does not wait for
 _LOG_BYTES = 16 << 20
 
 
@@ -54,6 +56,8 @@ def serve(app: App, bind: str, port: int, *, max_connections: int, log: Path | N
         await serve_until(ended, app, bind, port, max_connections=max_connections, log=log)
 
     asyncio.run(until_signal())
+    # Python ends a thread of granian's that still needs it while Python itself ends, and then the process is aborted.
+    time.sleep(_THREADS_END_S)
 
 
 async def serve_until(

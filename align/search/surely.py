@@ -66,7 +66,7 @@ class Asked:
     right: NDArray[np.bool_]
 
     def of(self, concepts: NDArray[np.bool_]) -> Asked:
-        """The questions of some concepts, which are numbered anew."""
+        """The questions of some concepts, which get new numbers from 0."""
         mine = concepts[self.concepts]
         numbers = (np.cumsum(concepts) - 1)[self.concepts[mine]]
         return Asked(numbers, self.scores[mine], self.splits[mine], self.right[mine])

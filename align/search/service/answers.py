@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, FailFast, Field
+from pydantic import AfterValidator, BaseModel, FailFast, Field, model_validator
 
 from align.search.surely import LEVELS
 
@@ -165,10 +165,20 @@ class StartAnswer(BaseModel):
     hits: list[SearchHit]
 
 
-class EmbedRequest(BaseModel, extra="forbid"):
+class EmbedRequest(BaseModel, json_schema_extra={"additionalProperties": False}):
     """Texts to embed."""
 
     texts: Annotated[list[Text], FailFast(), Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_texts(cls, given: Any) -> Any:
+        """One error for the first unknown field. `extra="forbid"` makes one for each, and a body has room for 5,000."""
+        if isinstance(given, dict):
+            for name in given:
+                if name not in cls.model_fields:
+                    raise ValueError(f"unknown field {name[:100]!r}")
+        return given
 
 
 class EmbedAnswer(BaseModel):

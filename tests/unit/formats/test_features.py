@@ -144,7 +144,10 @@ def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path, monkeypa
     written("other", "kept", max_image_pixels=10**6)
     assert len(list((tmp_path / "kept").iterdir())) == 4
     monkeypatch.setattr("align.filter.filter.require_device", lambda device: None)
-    on_cpu = lambda nsfw, embedder, _, threads: ImageNetwork(nsfw, embedder, "cpu", threads)  # noqa: E731 - there is no card
+
+    def on_cpu(nsfw, embedder, _, threads):  # there is no card
+        return ImageNetwork(nsfw, embedder, "cpu", threads)
+
     monkeypatch.setattr("align.filter.compare.ImageNetwork", on_cpu)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"device": "cuda"}))
     written("card", "kept")

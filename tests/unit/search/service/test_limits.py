@@ -64,9 +64,12 @@ def test_a_body_says_its_length_and_only_pictures_may_be_long(method, path, most
     assert status == 411 and "not in chunks" in body["error"]
 
 
-def test_the_first_wrong_value_ends_a_check():
+@pytest.mark.parametrize(
+    "body", [{"texts": [1] * 9000}, {f"k{number}": 1 for number in range(5000)}], ids=["texts", "fields"]
+)
+def test_the_first_wrong_value_ends_a_check(body):
     with pytest.raises(ValidationError) as refused:
-        EmbedRequest.model_validate({"texts": [1] * 9000})
+        EmbedRequest.model_validate(body)
     assert refused.value.error_count() == 1
 
 

@@ -1,9 +1,9 @@
 """How well the promise of an index holds, on concepts that neither the fit nor the lines have seen.
 
 Half of the concepts make a promise, the other half is asked; 1,000 times, each with another half. nAUC is that of mteb
-(Gisserot-Boukhlef and others, 2024): the right share among the answers that are kept, over shares of answers that are
-left out, where 0 is a choice at random and 1 the best choice; the bound of its gain over the score alone is drawn by
-concept.
+2.26.24 (Gisserot-Boukhlef and others, 2024): the right share among the answers that are kept, over shares of answers that
+are left out, where 0 is a choice at random and 1 the best choice; the bound of its gain over the score alone is drawn
+by concept.
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ def surely_metrics(asked: Asked, num_splits: int = _SPLITS) -> dict[str, float |
 
 
 def nauc(sure: Floats, right: NDArray[np.bool_]) -> float:
-    """nAUC of an order of answers; 0 where all or none are right."""
+    """nAUC of an order of answers; 0 where all or none are right, for which mteb has no number."""
     best = _area(right.astype(float), right)
     flat = right.mean() * (_LEFT_OUT[-1] - _LEFT_OUT[0])
     return float((_area(sure, right) - flat) / (best - flat)) if best > flat else 0.0
 
 
 def _area(sure: Floats, right: NDArray[np.bool_]) -> float:
-    ordered = right[np.argsort(sure, kind="stable")]
+    _, places, counts = np.unique(sure, return_inverse=True, return_counts=True)
+    ordered = np.repeat(np.bincount(places, right) / counts, counts)  # answers that are as sure count as their mean
     kept = [ordered[min(round(share * len(ordered)), len(ordered) - 1) :].mean() for share in _LEFT_OUT]
     return float(np.trapezoid(kept, _LEFT_OUT))
 

@@ -167,6 +167,19 @@ def test_nauc_is_that_of_mteb():
     assert nauc(sure, right) == pytest.approx((area[0] - 0.45) / (area[1] - 0.45))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_that_are_as_sure_count_as_their_mean_in_any_order(seed):
+    """As in mteb/_evaluators/retrieval_metrics.py, nauc, of mteb 2.26.24."""
+    order = np.random.default_rng(seed).permutation(10)
+    right = np.array([True] + [False] * 4 + [True] * 4 + [False])[order]  # one of the first five, four of the others
+    sure = np.repeat([0.0, 1.0], 5)[order]
+    kept = [0.5, 4.8 / 9, 4.6 / 8, 4.4 / 7, 4.2 / 6, *[0.8] * 5]
+    best = [5 / max(5, 10 - number) for number in range(10)]
+    area = [sum((a + b) / 2 for a, b in pairwise(one)) / 10 for one in (kept, best)]
+    assert nauc(sure, right) == pytest.approx((area[0] - 0.45) / (area[1] - 0.45))
+    assert nauc(np.zeros(10), right) == pytest.approx(0.0)
+
+
 def test_the_report_of_a_promise():
     some = drawn(0, 200)
     metrics = surely_metrics(some, num_splits=20)

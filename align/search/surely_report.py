@@ -1,9 +1,9 @@
 """How well the promise of an index holds, on concepts that neither the fit nor the lines have seen.
 
 Half of the concepts make a promise, the other half is asked; 1,000 times, each with another half. nAUC is that of mteb
-2.26.24 (Gisserot-Boukhlef and others, 2024): the right share among the answers that are kept, over shares of answers that
-are left out, where 0 is a choice at random and 1 the best choice; the bound of its gain over the score alone is drawn
-by concept.
+2.26.24 (Gisserot-Boukhlef and others, 2024): the right share among the answers that are kept, over shares of answers
+that are left out, where 0 is a choice at random and 1 the best choice; the bound of its gain over the score alone is
+drawn by concept.
 """
 
 from __future__ import annotations

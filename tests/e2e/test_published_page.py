@@ -197,9 +197,8 @@ def publish_shop(root, index):
     return publish(model=root / "model", index=index, runtime=ROOT / SITE / "runtime", out=root / "web/page")
 
 
-def test_a_catalogue_is_filtered_and_what_is_taken_down_is_not_in_the_folder(tab, shop):
-    index = index_of(shop / "index")
-    publish_shop(shop, index)
+def test_a_catalogue_is_filtered(tab, shop):
+    publish_shop(shop, index_of(shop / "index"))
     with serving(shop / "web") as address:
         tab.open(f"{address}/page/")
         tab.wait(f"document.querySelectorAll('#results .caption').length === {len(COLOURS)}")
@@ -220,14 +219,25 @@ def test_a_catalogue_is_filtered_and_what_is_taken_down_is_not_in_the_folder(tab
         ):
             tab.open(f"{address}/page/?{query}")
             tab.wait(f"document.getElementById('status').innerText.includes({json.dumps(said)})")
-        tab.open(f"{address}/page/?text=red")
-        tab.wait("document.querySelectorAll('#results .caption').length")
-        gone = next(iter(index.items))
-        before = next((shop / "web/page").glob("data-*"))
+
+
+def test_an_open_page_says_that_it_was_published_again_without_what_is_taken_down(tab, shop):
+    index = index_of(shop / "index")
+    publish_shop(shop, index)
+    gone, before = next(iter(index.items)), next((shop / "web/page").glob("data-*"))
+    with serving(shop / "web") as address:
+        tab.open(f"{address}/page/?words=square")
+        tab.wait(f"document.querySelectorAll('#results .caption').length === {len(COLOURS)}")
+        assert tab.text("#warning") == ""
         publish_shop(shop, index.without([gone.image_id], None))
         after = b"".join(path.read_bytes() for path in sorted((shop / "web/page").rglob("*")) if path.is_file())
         assert not before.exists() and gone.key.encode() not in after and index.thumbnail(gone.key) not in after
+        again = "The pictures were published again: load the page anew."
+        tab.wait(f"document.getElementById('warning').innerText === {json.dumps(again)}", 10)
+        tab.fill("What should the pictures show?", "red")  # for which it has not yet read the vectors
+        tab.wait(f"document.getElementById('status').innerText === {json.dumps(f'No results: {again}')}")
+        assert tab.run("document.querySelectorAll('#results .caption').length") == 0
         tab.open(f"{address}/page/?text=red")
         tab.wait(f"document.getElementById('status').innerText.includes('of {len(COLOURS) - 1}')")
-        assert gone.key not in tab.text()
+        assert gone.key not in tab.text() and tab.text("#warning") == ""
     assert json.loads((shop / "web/page/.align.json").read_text())["made_by"] == MADE_BY

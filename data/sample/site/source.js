@@ -5,6 +5,7 @@ import {tokenizer} from "./wordpiece.js";
 
 export const HAS_SERVICE = false;
 const MAX_RESULTS = 1000, MAX_WORDS = 8;
+const AGAIN = "The pictures were published again: load the page anew.";
 const here = (name) => new URL(name, import.meta.url);
 const known = new Map(); // what was asked for, by name
 
@@ -16,14 +17,15 @@ function once(name, make) {
 
 async function read(name, options) {
   const response = await fetch(here(name), options);
-  if (response.status === 404) throw new Error("these pictures were published again in the meantime: load the page again");
+  if (response.status === 404) throw new Error(AGAIN);
   if (!response.ok) throw new Error(`the web space answers ${response.status}`);
   return response;
 }
 
 // --- files: about.json names the folder of the others, which are never changed
 
-const about = () => once("about", async () => (await read("about.json", {cache: "no-cache"})).json());
+const published = async () => (await read("about.json", {cache: "no-cache"})).json();
+const about = () => once("about", published);
 const file = (name, as) => once(name, async () => (await read(`${(await about()).folder}/${name}`))[as]());
 
 /** All parts of a kind. */
@@ -234,8 +236,8 @@ export async function item(key) {
     pair: {...pair, text: one.texts[0]}};
 }
 
-/** What a person should know. */
+/** What a person should know: of a page that stays open, whether there is a newer one. */
 export async function health() {
-  const {served, warnings} = await about();
-  return {served, warnings, pictures: null};
+  const {served, warnings, folder} = await about(), isOld = (await published()).folder !== folder;
+  return {served, warnings: isOld ? [...warnings, AGAIN] : warnings, pictures: null};
 }

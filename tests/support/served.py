@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from align.config.infrastructure import StoreConfig
 from align.config.serve import ServeConfig
-from align.errors import AlignError
+from align.errors import AlignError, DataError
 from align.formats.image_index import ImageIndex
 from align.search.service.answers import PairShown, RuleShown
 from align.search.service.app import POLICY, make_app
@@ -58,9 +58,7 @@ def served(root, digest="1" * 64, version=1, **tags):
 class Releases:
     """A source whose releases a test sets; what is no release is raised."""
 
-    now: Release | AlignError | None = None
-    notes: list[str] = field(default_factory=list)
-    todo: str = "promote something"
+    now: Release | AlignError
 
     def wanted(self):
         if isinstance(self.now, AlignError):
@@ -69,9 +67,6 @@ class Releases:
 
     def folders(self, release):
         return Folders(Path("model"), Path("index"))
-
-    def warnings(self, release):
-        return self.notes
 
 
 def pair_of(item, header):
@@ -95,7 +90,7 @@ def take_downs(policy=ROOT / "data/policy"):
 @contextmanager
 def service(root, first, policy=ROOT / "data/policy", **values):
     """A service that serves one pair, or none."""
-    source = Releases(first.release if first else None)
+    source = Releases(first.release if first else DataError("promote something"))
     poll_s = values.get("poll_s", 3600.0)
     champion = Champion(source, poll_s, take_downs(policy), lambda release, folders: first)  # type: ignore[arg-type,return-value]
     champion.look()

@@ -25,21 +25,14 @@ _RETRY_S, _MAX_RETRY_S = 10.0, 600.0
 
 
 class Source(Protocol):
-    """Where releases come from. Methods raise AlignError."""
+    """Where releases come from. Methods raise AlignError, which says what a person should do."""
 
-    #: What a person should do if there is no release.
-    todo: str
-
-    def wanted(self) -> Release | None:
+    def wanted(self) -> Release:
         """The release that is to be served now."""
         ...
 
     def folders(self, release: Release) -> Folders:
         """Its files on this disk; fetched if they are not here."""
-        ...
-
-    def warnings(self, release: Release) -> list[str]:
-        """What a person should know of a release that is served."""
         ...
 
 
@@ -79,7 +72,7 @@ class Champion:
     def warnings(self) -> list[str]:
         """All that a person should know."""
         served = self._served
-        notes = [*self._source.warnings(served.release), served.index.header.warning] if served else []
+        notes = [*served.release.warnings, served.index.header.warning] if served else []
         return [*filter(None, [self.problem, self._take_downs.problem, *notes])]
 
     def start(self) -> None:
@@ -95,10 +88,11 @@ class Champion:
         """Asks once, and swaps if there is something new. Never raises: a failure is a problem to show."""
         try:
             self._look()
-        except AlignError as error:
-            self._report(str(error))
         except BaseException as error:  # noqa: BLE001 - a broken model may even panic; the old one stays
-            self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            ours = isinstance(error, AlignError)
+            said = str(error) if ours else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            served = self._served
+            self._report(f"{said}; {served.release.describe()} is still served" if served else said)
 
     def obey(self) -> None:
         """Reads the take-downs once, and masks what is served if they have changed.
@@ -128,19 +122,10 @@ class Champion:
             do()
 
     def _look(self) -> None:
-        wanted = self._source.wanted()
-        served = self._served
-        if wanted is None:
-            if served:
-                self._report(f"no version is the champion any more; {served.release.describe()} is still served")
-            else:
-                self._report(self._source.todo)
-            return
-        if served and served.release == wanted:
-            self._problem = None
-            return
-        if served and served.release.digest == wanted.digest:  # another name, or other tags, of the same bytes
-            self._serve(replace(served, release=wanted))
+        wanted, served = self._source.wanted(), self._served
+        if served and served.release.digest == wanted.digest:
+            if served.release != wanted:  # another name, or other tags, of the same bytes
+                self._serve(replace(served, release=wanted))
             self._problem = None
             return
         digest, next_attempt, pause_s = self._failed
@@ -151,8 +136,7 @@ class Champion:
         try:
             self._serve(new := self._load(wanted, self._source.folders(wanted)))
         except AlignError as error:
-            stays = f"; {served.release.describe()} is still served" if served else ""
-            raise type(error)(f"{wanted.describe()} cannot be served: {error}{stays}") from None
+            raise type(error)(f"{wanted.describe()} cannot be served: {error}") from None
         self._problem, self._failed = None, ("", 0.0, 0.0)
         if served:
             self.num_swaps += 1

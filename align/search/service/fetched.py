@@ -49,26 +49,26 @@ class RegisteredChampion:
             root: where releases are kept.
         """
         self._model, self._tracker, self._own, self._root = model, tracker, own, root
-        self._by_hand = False
-        self.todo = (
-            f"no version of model '{model}' is the champion: run `align promote` once a run is registered, "
-            "or serve this checkout's own model with `align serve --local`"
-        )
 
-    def wanted(self) -> Release | None:
+    def wanted(self) -> Release:
         """The champion; with an index that was not registered, this checkout's index is part of the digest."""
         version = self._tracker.registry.version_at(self._model, CHAMPION)
         if version is None:
-            return None
-        model = version.tags.get(MODEL_DIGEST)
-        if model is None:
             raise DataError(
-                f"{version.name} version {version.number} has no tag {MODEL_DIGEST}: it is not of `align register`"
+                f"no version of model '{self._model}' is the champion: run `align promote` once a run is registered, "
+                "or serve this checkout's own model with `align serve --local`"
             )
-        self._by_hand = self._tracker.registry.champion_state(self._model).made_by_hand
-        index = version.tags.get(INDEX_DIGEST) or f"own {_stamp(self._own.index)}"
-        digest = hashlib.sha256(f"{model} {index}".encode()).hexdigest()
-        return Release(digest, version.name, version.number, version.run_id, version.tags)
+        named = f"{version.name} version {version.number}"
+        model, index = version.tags.get(MODEL_DIGEST), version.tags.get(INDEX_DIGEST)
+        if model is None:
+            raise DataError(f"{named} has no tag {MODEL_DIGEST}: it is not of `align register`")
+        warnings = []
+        if self._tracker.registry.champion_state(self._model).made_by_hand:
+            warnings.append(f"{named} was made the champion by hand, without passing the gates")
+        if index is None:
+            warnings.append(f"{named} has no index of its own; {self._own.index} of this checkout is used")
+        digest = hashlib.sha256(f"{model} {index or f'own {_stamp(self._own.index)}'}".encode()).hexdigest()
+        return Release(digest, version.name, version.number, version.run_id, version.tags, warnings)
 
     def folders(self, release: Release) -> Folders:
         """Model and index, fetched and checked.
@@ -91,15 +91,6 @@ class RegisteredChampion:
         require_signed(self._tracker.registry, _version_of(release), folder / "model")
         [model] = [path for path in (folder / "model/artifacts").iterdir() if path.is_dir()]
         return Folders(model, folder / "index" if index_digest else self._own.index, vouched=bool(index_digest))
-
-    def warnings(self, release: Release) -> list[str]:
-        """Whether the champion has not passed its gates, and where the index comes from."""
-        notes = []
-        if self._by_hand:
-            notes.append(f"{release.describe()} was made the champion by hand, without passing the gates")
-        if INDEX_DIGEST not in release.tags:
-            notes.append(f"{release.describe()} has no index of its own; {self._own.index} of this checkout is used")
-        return notes
 
     def _fetch(self, folder: Path, release: Release, index_digest: str | None) -> None:
         say(f"serve: fetching {release.describe()}")
@@ -142,13 +133,12 @@ class OwnModel:
 
     def __init__(self, paths: PathsConfig) -> None:
         self._paths = paths
-        made = "align index" if paths.finetuned.is_dir() else "dvc repro"  # which makes the model first
-        self.todo = f"there is no index in {paths.index}: run `{made}`"
 
-    def wanted(self) -> Release | None:
+    def wanted(self) -> Release:
         """What lies there now; another file is another release."""
         if not (self._paths.index / "index.json").is_file():
-            return None
+            made = "align index" if self._paths.finetuned.is_dir() else "dvc repro"  # which makes the model first
+            raise DataError(f"there is no index in {self._paths.index}: run `{made}`")
         stamps = f"{_stamp(self._paths.index)} {_stamp(self._paths.finetuned)}"
         return Release(hashlib.sha256(stamps.encode()).hexdigest(), self._paths.finetuned.resolve().name)
 
@@ -156,31 +146,24 @@ class OwnModel:
         """The folders themselves."""
         return Folders(self._paths.finetuned, self._paths.index)
 
-    def warnings(self, release: Release) -> list[str]:
-        """None: a checkout's own model needs no warning."""
-        return []
-
 
 class ReadySearch:
     """A folder of `align ready`. See `champion.Source`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.todo = f"there is no ready search in {folder}: run `align ready`"
 
-    def wanted(self) -> Release | None:
+    def wanted(self) -> Release:
         """What lies there now, named by its manifest."""
         path = self._folder / MANIFEST
-        return Release(sha256_file(path), self._folder.resolve().name) if path.is_file() else None
+        if not path.is_file():
+            raise DataError(f"there is no ready search in {self._folder}: run `align ready`")
+        return Release(sha256_file(path), self._folder.resolve().name)
 
     def folders(self, release: Release) -> Folders:
         """The folders themselves, every byte compared with the manifest."""
         require_whole(self._folder)
         return Folders(self._folder / MODEL, self._folder / INDEX)
-
-    def warnings(self, release: Release) -> list[str]:
-        """None."""
-        return []
 
 
 def _stamp(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,7 @@ class Release:
         version: its number; None for a checkout's own.
         run_id: the MLflow run that made it; None as above.
         tags: of the version.
+        warnings: what a person should know of it.
     """
 
     digest: str
@@ -56,6 +57,7 @@ class Release:
     version: int | None = None
     run_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     def describe(self) -> str:
         """For people."""

@@ -83,16 +83,14 @@ def test_a_failed_release_is_tried_again_later(releases, loader, monkeypatch):
     assert version(followed) == 1 and followed.problem is None
 
 
-def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases, loader):
+def test_a_source_that_fails_and_what_it_says_of_a_release_are_warnings(releases, loader):
     followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     sound, releases.now = releases.now, ServiceError("MLflow is not there")
     followed.look()
-    assert (version(followed), followed.warnings()) == (1, ["MLflow is not there"])
-    releases.now = None
-    followed.look()
-    assert version(followed) == 1 and "no version is the champion any more" in followed.warnings()[0]
-    releases.now, releases.notes = sound, ["moved by hand"]
+    said = ["MLflow is not there; align version 1 is still served"]
+    assert (version(followed), followed.warnings()) == (1, said)
+    releases.now = replace(sound, warnings=["moved by hand"])
     followed.look()
     assert followed.warnings() == ["moved by hand"]
 
@@ -107,7 +105,7 @@ def test_other_tags_of_the_same_bytes_load_nothing(releases, loader):
 
 
 def test_what_to_do_is_said_once_where_nothing_is_served(releases, loader, capsys):
-    releases.now = None
+    releases.now = DataError("promote something")
     followed = Champion(releases, 3600, take_downs(), loader)
     for _ in range(2):
         followed.look()

@@ -75,7 +75,8 @@ def world(tmp_path):
 
 
 def test_both_are_fetched_once(world, monkeypatch):
-    assert world.source.wanted() is None
+    with pytest.raises(DataError, match="no version of model 'align' is the champion: run `align promote`"):
+        world.source.wanted()
     world.registered("fox")
     assert world.fetched() == ("fox", "fox", True)
     monkeypatch.setattr(world.tracker.registry, "download", None)
@@ -144,16 +145,15 @@ def test_a_version_without_an_index_is_served_with_the_checkouts_which_nobody_ha
         (own / name).write_text("mine")
     first = world.source.wanted()
     assert world.fetched() == ("fox", "mine", False)
-    assert first is not None and "has no index of its own" in world.source.warnings(first)[0]
+    assert "has no index of its own" in first.warnings[0]
     (own / "index.json").write_text("another")
     second = world.source.wanted()
-    assert second is not None and second.digest != first.digest  # so that it is loaded again
+    assert second.digest != first.digest  # so that it is loaded again
 
 
 def test_what_did_not_pass_the_gates_is_said_as_long_as_it_is_the_champion(world):
     def said():
-        notes = world.source.warnings(world.source.wanted())
-        return any("by hand, without passing the gates" in note for note in notes)
+        return any("by hand, without passing the gates" in note for note in world.source.wanted().warnings)
 
     world.registered("fox")
     assert not said()

@@ -32,7 +32,7 @@ from align.arguments.commands import SITE
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.display.console import say
-from align.durable.files import replace_directory, require_apart, require_replaceable, sha256_folder
+from align.durable.files import replace_directory, require_apart, sha256_folder
 from align.errors import DataError, first_line
 from align.formats.image_index import CATALOGUE, ImageIndex, IndexedImage
 from align.formats.indexed_images import Vectors32
@@ -57,7 +57,7 @@ _NUM_ASKED, _SAME, _FIRST = 200, 0.99, 10
 _EQUAL = 1e-6
 
 
-def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warnings: Sequence[str] = ()) -> int:
+def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path) -> int:
     """Writes the folder, whole or not at all, and returns its bytes.
 
     Args:
@@ -65,7 +65,6 @@ def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warning
         index: its index, with thumbnails, without what is taken down.
         runtime: a folder of the files of RUNTIME, or npm's package that has them.
         out: replaced whole.
-        warnings: what the page says on top.
 
     Raises:
         DataError: the parts do not belong together, or a browser cannot have them: the index has no thumbnails or no
@@ -93,20 +92,14 @@ def publish(*, model: Path, index: ImageIndex, runtime: Path, out: Path, warning
         _write_index(index, items, rounded, data)
         digest = sha256_folder(data)
         data.rename(part / f"data-{digest[:16]}")
-        about = _about(model, index, items) | {
-            "scale": scale,
-            "warnings": list(warnings),
-            "folder": f"data-{digest[:16]}",
-        }
-        about["served"]["digest"] = digest
-        (part / "about.json").write_text(
-            json.dumps(about, ensure_ascii=False, indent=1), "utf-8"
-        )  # in the columns' order
+        about = _about(model, index, items, digest) | {"scale": scale, "folder": f"data-{digest[:16]}"}
+        said = json.dumps(about, ensure_ascii=False, indent=1)  # in the columns' order
+        (part / "about.json").write_text(said, "utf-8")
         (part / "runtime").mkdir()
         for name, content in files.items():
             (part / "runtime" / name).write_bytes(content)
-        for file in (one for one in sorted([*PAGE.iterdir(), *_ALONE.iterdir()]) if one.is_file()):
-            if file.parent == _ALONE or not (_ALONE / file.name).exists():
+        for file in [*PAGE.iterdir(), *_ALONE.iterdir()]:  # of two with one name, that of alone/
+            if file.is_file():
                 (part / file.name).write_bytes(file.read_bytes())
         head = f'{_HEAD}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         page = (PAGE / "index.html").read_text("utf-8")
@@ -257,7 +250,7 @@ def _pictures(index: ImageIndex, items: Sequence[IndexedImage]) -> bytes:
     return b"".join([struct.pack("<I", len(header)), header, *jpegs])
 
 
-def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dict[str, Any]:
+def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage], digest: str) -> dict[str, Any]:
     """What the page begins with, as the service says it."""
     from align.formats.model_folder import read_config
     from align.search.service.queries import start, version
@@ -267,7 +260,7 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
     from align.serve import pair_of_index
 
     config, header = read_config(model).model, index.header
-    served = Served(Release("", model.resolve().name), None, index, origin=origin(model))  # type: ignore[arg-type]
+    served = Served(Release(digest, model.resolve().name), None, index, origin=origin(model))  # type: ignore[arg-type]
     begin = start(served)
     places = {item.key: place for place, item in enumerate(items)}
     columns = {  # a value that only pictures have that are taken down is not one
@@ -288,6 +281,7 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage]) -> dic
         "first": [places[hit.key] for hit in begin.hits], "promise": sure, "no_line": NO_LINE,
         "trained_on": {split: trained_on(split, None, header.shards_digest) for split in splits},
         "pair": pair_of_index(items[0], header, note).model_dump(exclude={"text"}),
+        "warnings": [header.warning] if header.warning else [],
     }  # fmt: skip
 
 
@@ -302,9 +296,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     model, folder = given_model(args.model, params), args.index or paths.index
     require_no_out("--out", args.out)
     require_apart(args.out, model, folder)
-    require_replaceable(args.out, MADE_BY)
-    runtime = args.runtime or SITE / "runtime"
-    read_runtime(runtime)  # before the work, too
     index = ImageIndex.load(folder, VectorIndex.load)
     if index.header.model_digest != model_digest(model):
         raise DataError(f"{folder}: was made with another model than {model}; run `align index` again")
@@ -312,7 +303,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if taken_down.problem:
         say(f"publish: {taken_down.problem}")
     shown = taken_down.masked(index)
-    warnings = [index.header.warning] if index.header.warning else []
-    num_bytes = publish(model=model, index=shown, runtime=runtime, out=args.out, warnings=warnings)
+    num_bytes = publish(model=model, index=shown, runtime=args.runtime or SITE / "runtime", out=args.out)
     say(f"publish: {args.out}: {shown.num_images:,} pictures, {num_bytes / 1e6:.1f} MB")
     say(f"publish: to look at it: python3 -m http.server --bind 127.0.0.1 --directory {args.out}")

@@ -20,6 +20,7 @@ from align.config.release import RegisterConfig
 from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
 from align.display.console import show
+from align.durable.cores import cores
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.image_index import CATALOGUE, IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
@@ -87,7 +88,7 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
     from align.search.service.champion import Champion
     from align.search.service.fetched import OwnModel, ReadySearch, RegisteredChampion
     from align.search.service.served import Pictures
-    from align.search.service.service import SearchService, model_threads
+    from align.search.service.service import SearchService
     from align.search.service.take_downs import TakeDowns
     from align.services.tracking.tracker import Tracker
 
@@ -106,7 +107,7 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
             raise DataError(f"{error}; without a registry: `{command}`") from None
         source = RegisteredChampion(params.section(RegisterConfig).model_name, Tracker(), paths)
     # Call it before torch is imported, which happens only with a champion; a pool that torch has made does not shrink.
-    os.environ.setdefault("OMP_NUM_THREADS", str(model_threads(config)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads or max(cores() - 1, 1)))
     return SearchService(
         config,
         text_weight=params.section(SearchConfig).text_weight,

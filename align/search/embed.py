@@ -36,9 +36,9 @@ _SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-def embed_rows(rows: Iterable[EmbedInput], embedder: Embedder) -> pa.Table:
-    """Embeds inputs: columns row, path, text, embedding, error. Columns without values in the input hold nulls."""
-    columns: dict[str, list[Any]] = {"row": [], "path": [], "text": [], "error": []}
+def embed_rows(rows: Iterable[EmbedInput], embedder: Embedder, first: int) -> pa.Table:
+    """Embeds inputs: columns row, from `first` on, path, text, embedding, error. What an input has not is null."""
+    columns: dict[str, list[Any]] = {"path": [], "text": [], "error": []}
     texts: list[tuple[int, str]] = []
     images: list[int] = []
 
@@ -55,19 +55,19 @@ def embed_rows(rows: Iterable[EmbedInput], embedder: Embedder) -> pa.Table:
                 else:
                     images.append(position)
                     yield crop
-            columns["row"].append(item.row)
             columns["path"].append(item.path)
             columns["text"].append(item.content if isinstance(item.content, str) else None)
             columns["error"].append(error)
 
     image_embeds = embedder.embed_pixels(crops())  # reads every row, including texts
     text_embeds = embedder.embed_texts([text for _, text in texts])
-    embeddings: list[NDArray[np.float32] | None] = [None] * len(columns["row"])
+    numbers = range(first, first + len(columns["path"]))
+    embeddings: list[NDArray[np.float32] | None] = [None] * len(numbers)
     for position, vector in zip(images, image_embeds, strict=True):
         embeddings[position] = vector
     for (position, _), vector in zip(texts, text_embeds, strict=True):
         embeddings[position] = vector
-    return pa.table(columns | {"embedding": embeddings}, schema=_SCHEMA)
+    return pa.table(columns | {"row": numbers, "embedding": embeddings}, schema=_SCHEMA)
 
 
 def embed(source: EmbedSource, *, embedder: Embedder, out: Path) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def embed(source: EmbedSource, *, embedder: Embedder, out: Path) -> tuple[int, i
     names = [name for name in _SCHEMA.names if name not in ("path", "text") or name == source.shown]
     with replaced(out) as beside:
         with pq.ParquetWriter(beside, pa.schema([_SCHEMA.field(name) for name in names]), compression="zstd") as writer:
-            while len(part := embed_rows(islice(rows, _ROWS_AT_ONCE), embedder)):
+            while len(part := embed_rows(islice(rows, _ROWS_AT_ONCE), embedder, num_rows)):
                 writer.write_table(part.select(names))
                 num_rows += len(part)
                 num_failed += len(part) - part["error"].null_count

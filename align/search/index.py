@@ -102,21 +102,17 @@ class LabelledSearch:
         ]
         right = any(answer["right"] for answer in answers)
         num_right = sum(names(texts, query.expected) for texts in self.images.items.texts())
+        promise, splits = self.images.header.promise, self.encoder.splits([query.query])
         entry = {
             "query": query.query,
             "expected": query.expected,
             "right": right,
             "chance": round(chance([num_right], len(self.images.items), ANSWER_CUT), 6),
-            "surely": self._held(query.query, hits[0].score),
+            "surely": held_levels(promise, hits[0].score, float(splits[0])) if promise else [],
             "found": answers,
         }
         shown = self._answers(hits, lambda texts: names(texts, query.expected))
         return entry, [AnsweredQuery(query.query, None, shown, right)]
-
-    def _held(self, text: str, score: float) -> list[float]:
-        """The levels that the first image for a text holds."""
-        promise = self.images.header.promise
-        return held_levels(promise, score, float(self.encoder.splits([text])[0])) if promise else []
 
     def subtract(self, query: ComposedQuery) -> Outcome:
         """Asks with an image alone and with image - text. The image itself is excluded from both answers."""

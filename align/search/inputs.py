@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,11 @@ class EmbedInput:
     """One input to embed.
 
     Attributes:
-        row: its position, from 0.
         content: an image's bytes or a text; None if it cannot be read.
         path: of an image in a folder, relative to the folder.
         error: why there is no content.
     """
 
-    row: int
     content: bytes | str | None
     path: str | None = None
     error: str | None = None
@@ -42,7 +40,7 @@ class EmbedSource:
 
     Attributes:
         location: folder or file.
-        shown: what an input has besides its row; None: nothing, as the bytes of an image in a table.
+        shown: what an input has; None: nothing, as the bytes of an image in a table.
         num_rows: number of inputs; None if only reading tells.
         rows: reads the inputs in order, one at a time.
     """
@@ -83,7 +81,7 @@ def _open_folder(folder: Path, column: str | None) -> EmbedSource:
         raise DataError(f"{folder}: no image in it ({num_others:,} other files)")
     if num_others:
         say(f"embed: {num_others:,} files in {folder} have no suffix of an image and are ignored")
-    return EmbedSource(folder, "path", len(images), partial(_folder_rows, folder))
+    return EmbedSource(folder, "path", len(images), partial(_image_rows, folder, images))
 
 
 def _open_parquet(path: Path, column: str | None) -> EmbedSource:
@@ -102,13 +100,13 @@ def _open_parquet(path: Path, column: str | None) -> EmbedSource:
     return EmbedSource(path, "text" if _is_text(kind) else None, sum(table.group_rows), rows)
 
 
-def _folder_rows(folder: Path) -> Iterator[EmbedInput]:
-    for row, path in enumerate(image_files(folder)[0]):
+def _image_rows(folder: Path, images: Sequence[Path]) -> Iterator[EmbedInput]:
+    for path in images:
         name = os.fsencode(path.relative_to(folder)).decode("utf-8", "replace")
         try:
-            yield EmbedInput(row, path.read_bytes(), path=name)
+            yield EmbedInput(path.read_bytes(), path=name)
         except OSError as error:
-            yield EmbedInput(row, None, path=name, error=f"cannot be read: {error.strerror}")
+            yield EmbedInput(None, path=name, error=f"cannot be read: {error.strerror}")
 
 
 def _line_rows(path: Path) -> Iterator[EmbedInput]:
@@ -117,13 +115,13 @@ def _line_rows(path: Path) -> Iterator[EmbedInput]:
             try:
                 text = line.decode("utf-8-sig" if row == 0 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
-                yield EmbedInput(row, None, error="not UTF-8")
+                yield EmbedInput(None, error="not UTF-8")
                 continue
-            yield _text_input(row, text)
+            yield _text_input(text)
 
 
 def _column_rows(path: Path, table: ForeignTable, column: str) -> Iterator[EmbedInput]:
-    row, is_text = 0, _is_text(table.schema.field(column).type)
+    is_text = _is_text(table.schema.field(column).type)
     with readable(path, "damaged", "write it again"):
         for batch in table.batches([column], pictures=not is_text):
             for value in batch.column(0):
@@ -131,16 +129,15 @@ def _column_rows(path: Path, table: ForeignTable, column: str) -> Iterator[Embed
                 if isinstance(content, dict):  # {"bytes": ..., "path": ...}, as in image columns of `datasets`
                     content = content["bytes"]
                 if content is None:
-                    yield EmbedInput(row, None, error="null")
+                    yield EmbedInput(None, error="null")
                 elif isinstance(content, str):
-                    yield _text_input(row, content)
+                    yield _text_input(content)
                 else:
-                    yield EmbedInput(row, content)
-                row += 1
+                    yield EmbedInput(content)
 
 
-def _text_input(row: int, text: str) -> EmbedInput:
-    return EmbedInput(row, text) if text.strip() else EmbedInput(row, None, error="empty text")
+def _text_input(text: str) -> EmbedInput:
+    return EmbedInput(text) if text.strip() else EmbedInput(None, error="empty text")
 
 
 def image_files(folder: Path) -> tuple[list[Path], int]:

@@ -107,16 +107,11 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.casefold()))
 
 
-def held_out(index: ImageIndex) -> list[str]:
-    """The texts by which an index is asked: those of pictures that are no training data, as far as it knows."""
-    texts = list(dict.fromkeys(text for item in index.items if item.split != "train" for text in item.texts))
-    texts = [text for text in texts if _words(text)]
-    return texts[:: len(texts) // _MOST_TEXTS + 1]
-
-
 def ask_held_out(index: ImageIndex, encoder: SearchEncoder) -> Asked | None:
-    """Asks an index its held-out texts; None, which is said, if it has too few."""
-    asked = ask(index, encoder, held_out(index))
+    """Asks an index the texts of pictures that are no training data, as far as it knows; None if they are too few."""
+    texts = [text for item in index.items if item.split != "train" for text in item.texts if _words(text)]
+    texts = list(dict.fromkeys(texts))
+    asked = ask(index, encoder, texts[:: len(texts) // _MOST_TEXTS + 1])
     if asked.num_concepts >= FEW:
         return asked
     say(f"index: {asked.num_concepts} different held-out texts can be asked, fewer than {FEW}, so answers have no line")

@@ -24,11 +24,6 @@ _SPLITS, _RESAMPLES, _LEFT_OUT = 1000, 1000, np.linspace(0, 1, 11)[:-1]
 Floats = NDArray[np.float64]
 
 
-def loss(asked: Asked, slope: float, least: float) -> float:
-    """The mean over concepts of the share of its questions whose first picture is wrong and above a line."""
-    return _share(asked, ~asked.right & (margins(asked, slope) >= least))
-
-
 def _share(asked: Asked, which: NDArray[np.bool_]) -> float:
     return float(asked.weights[which].sum() / asked.num_concepts)
 
@@ -45,7 +40,7 @@ def surely_metrics(asked: Asked, num_splits: int = _SPLITS) -> dict[str, float |
         for level, least in promise.lines.items():
             above = margins(unseen, promise.slope) >= least
             measured = {
-                "loss": loss(unseen, promise.slope, least),
+                "loss": _share(unseen, above & ~unseen.right),
                 "share_shown": _share(unseen, above),
                 "share_of_right_shown": _share(unseen, above & unseen.right) / max(_share(unseen, unseen.right), 1e-9),
             }

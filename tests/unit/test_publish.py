@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,8 +33,9 @@ def made(tmp_path_factory):
     colour_index.build(root, encoder=Embedder.load(model), model_digest=model_digest(model), thumbnail_px=32)
     index = opened(root)
     gone = index.items[3]
-    shown = index.without([gone.image_id], None)
-    publish(model=model, index=shown, runtime=SAMPLE / "runtime", out=root / "page", warnings=["it may be wrong"])
+    header = index.header.model_copy(update={"warning": "it may be wrong"})
+    shown = replace(index.without([gone.image_id], None), header=header)
+    publish(model=model, index=shown, runtime=SAMPLE / "runtime", out=root / "page")
     return root, shown, gone
 
 

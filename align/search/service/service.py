@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
-from align.durable.cores import cores
 from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.service.answers import FoundPair, Health, ItemAnswer, PairShown, SearchQuery
@@ -140,11 +139,6 @@ class SearchService(Collector):
         )
         yield what
         yield GaugeMetricFamily("align_search_images", "Pictures found.", served.index.num_images if served else 0)
-
-
-def model_threads(config: ServeConfig) -> int:
-    """torch's threads of a forward pass."""
-    return config.num_threads or max(cores() - 1, 1)
 
 
 def trained_on(split: str, data_digest: str | None, shards_digest: str) -> str:

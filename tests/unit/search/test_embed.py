@@ -129,7 +129,7 @@ def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing
     )
     out.unlink()
 
-    def killed(rows, embedder):
+    def killed(rows, embedder, first):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("align.search.embed.embed_rows", killed)

@@ -18,10 +18,11 @@ from align.search.surely import (
     is_right,
     line,
     line_for,
+    margins,
     meaning,
     promised,
 )
-from align.search.surely_report import loss, nauc, surely_figure, surely_metrics
+from align.search.surely_report import nauc, surely_figure, surely_metrics
 
 
 def asked(scores, right, *, splits=None, concepts=None):
@@ -39,6 +40,12 @@ def drawn(seed, num_concepts):
     splits = np.repeat(rng.exponential(0.5, num_concepts), 2)
     scores = rng.normal(0.5 + 0.1 * right + 0.1 * splits, 0.1)
     return Asked(np.repeat(np.arange(num_concepts), 2), scores, splits, right)
+
+
+def loss(asked, slope, least):
+    """The mean over concepts of the share of its questions whose first picture is wrong and above a line."""
+    lost = ~asked.right & (margins(asked, slope) >= least)
+    return np.mean([lost[asked.concepts == one].mean() for one in range(asked.num_concepts)])
 
 
 @pytest.mark.parametrize(("num_concepts", "level", "num_wrong_shown"), [

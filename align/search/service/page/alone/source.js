@@ -36,10 +36,12 @@ async function parts(kind, get) {
 const rowsOf = (part) => file(`rows/${part}.json`, "json");
 const rows = () => once("rows", async () => (await parts("rows", rowsOf)).flat());
 
-async function row(position) {
-  const size = (await about()).at_once.rows;
-  return (await rowsOf(Math.floor(position / size)))[position % size];
-}
+/** A function from a position to what the parts of a kind have of it. */
+const within = (kind, get) => async (at) => {
+  const size = (await about()).at_once[kind];
+  return (await get(Math.floor(at / size)))[at % size];
+};
+const row = within("rows", rowsOf);
 
 async function position(key) {
   const found = (await once("positions", async () => new Map((await rows()).map((one, at) => [one.key, at])))).get(key);
@@ -59,10 +61,7 @@ const picturesOf = (part) => once(`pictures ${part}`, async () => {
   });
 });
 
-async function pictured(at) {
-  const size = (await about()).at_once.pictures;
-  return (await picturesOf(Math.floor(at / size)))[at % size];
-}
+const pictured = within("pictures", picturesOf);
 
 /** The address of a picture. */
 export const image = async (key) => (await pictured(await position(key))).image;
@@ -211,7 +210,6 @@ export async function start() {
 export async function search(query, limit, signal) {
   const offset = (query.page - 1) * limit, end = offset + limit;
   if (end > MAX_RESULTS) throw new Error(`offset + limit: ${end}; results end at ${MAX_RESULTS}`);
-  if (query.image) throw new Error("a picture of your own needs the service: align serve");
   const {served, num_images} = await about(), isAllowed = await filter(query);
   const own = query.key ? await position(query.key) : -1;
   const words = !query.key && query.text.trim() ? await embed(query.text) : null;

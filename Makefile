@@ -141,7 +141,8 @@ lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
 pictures: $(STAMP) ## those of docs/, from the finished demo here and the browser's tests; an hour
 	@$(RUN) PYTHONPATH=. python docs/img/pages.py
 	@$(RUN) python docs/img/diagrams.py
-	@$(RUN) ALIGN_PICTURES=docs/img pytest -q tests/e2e/test_browser.py tests/e2e/test_release_in_browser.py
+	@$(RUN) ALIGN_PICTURES=docs/img pytest -q tests/e2e/test_browser.py tests/e2e/test_release_in_browser.py \
+	   tests/e2e/test_published_page.py
 
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build

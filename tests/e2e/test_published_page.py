@@ -1,4 +1,7 @@
-"""The page without a server, in a real browser: the committed one of the sample, and one of a small catalogue."""
+"""The page without a server, in a real browser: the committed one of the sample, and one of a small catalogue.
+
+With ALIGN_PICTURES=FOLDER the pictures of the line in docs/search.md are taken into it.
+"""
 
 import json
 import random
@@ -25,6 +28,7 @@ from tests.support import ROOT, tiny_model
 from tests.support.browser import open_page
 from tests.support.colours import COLOURS, square
 from tests.support.params import load_params
+from tests.support.prefect_ui import take
 from tests.support.tried import trying
 
 pytestmark = pytest.mark.browser
@@ -153,11 +157,20 @@ def test_by_keyboard_and_on_a_phone(tab, url):
 
 
 @pytest.mark.parametrize("looks", ["light", "dark"])
-def test_axe_finds_nothing(tab, url, looks):
+@pytest.mark.parametrize(
+    ("name", "text", "place", "height_px"),
+    [("search_line", "christmas tree", 4, 760), ("search_silent", "a submarine in a bathtub", 0, 555)],
+)
+def test_the_line_as_people_see_it_and_axe_finds_nothing(tab, url, looks, name, text, place, height_px):
     tab.look(looks)
     try:
-        tab.open(f"{url}?text=red+heart")
-        tab.wait("document.querySelector('#results button')")
+        tab.open(f"{url}?text={text.replace(' ', '+')}")
+        tab.wait("document.querySelector('#results .line')")
+        kinds = tab.run("[...document.querySelectorAll('#results > li')].map((one) => one.className)")
+        assert kinds == [""] * place + ["line"] + ["below"] * (24 - place)
+        assert tab.text(".line").startswith("Of 4 questions" if place else "No picture here surely shows this")
+        tab.run("document.getElementById('query').requestSubmit()")  # the first answer has waited for the text tower
+        take(tab, name + "_dark" * (looks == "dark"), height_px)
         time.sleep(0.3)  # a transition of colours
         assert tab.violations() == []
     finally:

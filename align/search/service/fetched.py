@@ -78,30 +78,28 @@ class RegisteredChampion:
             CorruptError: what the registry has is not what the version's tags name, or not signed as it has to be.
             ServiceError: MLflow is unavailable or refuses.
         """
-        index_digest = release.tags.get(INDEX_DIGEST)
-        if index_digest is None and not (self._own.index / "index.json").is_file():
+        has_index = INDEX_DIGEST in release.tags
+        if not has_index and not (self._own.index / "index.json").is_file():
             raise DataError(
                 f"it has no index, and {self._own.index} has none: run `align index` and `align register` where it ran"
             )
         folder = self._root / release.digest[:_HEX]
         with locked(_LOCK if self._root == SERVED else self._root / "lock", "align serve", say):
-            if not _is_whole(folder, release):
-                self._fetch(folder, release, index_digest)
+            whole = ((folder / name, digest) for name, _, digest in _parts(release))
+            if not all(part.is_dir() and sha256_folder(part) == digest for part, digest in whole):
+                self._fetch(folder, release)
             self._tidy(folder)
         require_signed(self._tracker.registry, _version_of(release), folder / "model")
         [model] = [path for path in (folder / "model/artifacts").iterdir() if path.is_dir()]
-        return Folders(model, folder / "index" if index_digest else self._own.index, vouched=bool(index_digest))
+        return Folders(model, folder / "index" if has_index else self._own.index, vouched=has_index)
 
-    def _fetch(self, folder: Path, release: Release, index_digest: str | None) -> None:
+    def _fetch(self, folder: Path, release: Release) -> None:
         say(f"serve: fetching {release.describe()}")
         version = _version_of(release)
         with replace_directory(folder, "serve") as part:
             scratch = part / "fetching"
             scratch.mkdir()
-            wanted = [("model", MODEL_ARTIFACT, release.tags[MODEL_DIGEST])]
-            if index_digest:
-                wanted.append(("index", f"{INDEX_ARTIFACT}/{index_digest[:_HEX]}", index_digest))
-            for name, artifact, digest in wanted:
+            for name, artifact, digest in _parts(release):
                 fetched = self._tracker.registry.download(version, artifact, scratch)
                 if sha256_folder(fetched) != digest:
                     raise CorruptError(
@@ -123,9 +121,12 @@ def _version_of(release: Release) -> Version:
     return Version(release.name, release.version or 0, release.run_id or "", release.tags)
 
 
-def _is_whole(folder: Path, release: Release) -> bool:
-    parts = [("model", release.tags[MODEL_DIGEST]), ("index", release.tags.get(INDEX_DIGEST))]
-    return all((folder / name).is_dir() and sha256_folder(folder / name) == digest for name, digest in parts if digest)
+def _parts(release: Release) -> list[tuple[str, str, str]]:
+    """What is fetched: (name of its folder, its artifact in MLflow, its digest)."""
+    parts = [("model", MODEL_ARTIFACT, release.tags[MODEL_DIGEST])]
+    if digest := release.tags.get(INDEX_DIGEST):
+        parts.append(("index", f"{INDEX_ARTIFACT}/{digest[:_HEX]}", digest))
+    return parts
 
 
 class OwnModel:

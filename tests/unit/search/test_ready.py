@@ -60,8 +60,9 @@ def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(
 def test_the_same_bytes_again_and_what_serves_it_knows_them_by_name(made, tmp_path):
     make_ready(model=made / "model", index=made / "index", out=tmp_path / "ready")
     again, release = ReadySearch(tmp_path / "ready").wanted(), ReadySearch(made / "ready").wanted()
-    assert again is not None and release is not None and again.digest == release.digest
-    assert ReadySearch(tmp_path).wanted() is None
+    assert again.digest == release.digest
+    with pytest.raises(DataError, match=r"there is no ready search in .*: run `align ready`"):
+        ReadySearch(tmp_path).wanted()
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "index/thumbnails.jpegs", "index/index.json"])

@@ -5,6 +5,7 @@ With ALIGN_PICTURES=FOLDER the pictures of the line in docs/search.md are taken 
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -203,15 +204,15 @@ def shop(tmp_path_factory):
     index_catalogue(
         config, root / "shop.csv", reading, Embedder.load(model), model_digest(model), root / "index", update=False
     )
+    publish_shop(root, index_of(root / "index"), root / "web/page")
     return root
 
 
-def publish_shop(root, index):
-    return publish(model=root / "model", index=index, runtime=ROOT / SITE / "runtime", out=root / "web/page")
+def publish_shop(root, index, out):
+    publish(model=root / "model", index=index, runtime=ROOT / SITE / "runtime", out=out)
 
 
 def test_a_catalogue_is_filtered(tab, shop):
-    publish_shop(shop, index_of(shop / "index"))
     with serving(shop / "web") as address:
         tab.open(f"{address}/page/")
         tab.wait(f"document.querySelectorAll('#results .caption').length === {len(COLOURS)}")
@@ -234,16 +235,15 @@ def test_a_catalogue_is_filtered(tab, shop):
             tab.wait(f"document.getElementById('status').innerText.includes({json.dumps(said)})")
 
 
-def test_an_open_page_says_that_it_was_published_again_without_what_is_taken_down(tab, shop):
-    index = index_of(shop / "index")
-    publish_shop(shop, index)
-    gone, before = next(iter(index.items)), next((shop / "web/page").glob("data-*"))
-    with serving(shop / "web") as address:
+def test_an_open_page_says_that_it_was_published_again_without_what_is_taken_down(tab, shop, tmp_path):
+    index, page = index_of(shop / "index"), shutil.copytree(shop / "web/page", tmp_path / "page")
+    gone, before = next(iter(index.items)), next(page.glob("data-*"))
+    with serving(tmp_path) as address:
         tab.open(f"{address}/page/?words=square")
         tab.wait(f"document.querySelectorAll('#results .caption').length === {len(COLOURS)}")
         assert tab.text("#warning") == ""
-        publish_shop(shop, index.without([gone.image_id], None))
-        after = b"".join(path.read_bytes() for path in sorted((shop / "web/page").rglob("*")) if path.is_file())
+        publish_shop(shop, index.without([gone.image_id], None), page)
+        after = b"".join(path.read_bytes() for path in sorted(page.rglob("*")) if path.is_file())
         assert not before.exists() and gone.key.encode() not in after and index.thumbnail(gone.key) not in after
         again = "The pictures were published again: load the page anew."
         tab.wait(f"document.getElementById('warning').innerText === {json.dumps(again)}", 10)
@@ -253,4 +253,4 @@ def test_an_open_page_says_that_it_was_published_again_without_what_is_taken_dow
         tab.open(f"{address}/page/?text=red")
         tab.wait(f"document.getElementById('status').innerText.includes('of {len(COLOURS) - 1}')")
         assert gone.key not in tab.text() and tab.text("#warning") == ""
-    assert json.loads((shop / "web/page/.align.json").read_text())["made_by"] == MADE_BY
+    assert json.loads((page / ".align.json").read_text())["made_by"] == MADE_BY

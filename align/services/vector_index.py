@@ -54,6 +54,9 @@ _RANGE_ALL_BELOW, _RANGE_LISTS = 20_000, 10
 #: The first bytes of a file: which index it holds.
 _EXACT, _LISTS = b"IxFI", b"IwSq"
 _EXACT_HEADER_BYTES = 45
+#: Of a file with lists: where its width and their number are, how many bytes come before them beside the centroids and
+#: the two numbers for each coordinate, and what they begin with.
+_WIDTH, _NUM_LISTS, _BEFORE_LISTS_BYTES, _LISTS_BEGIN = slice(4, 8), slice(37, 45), 152, b"ilar"
 
 #: faiss has one limit on lengths for the whole process.
 _reading = threading.Lock()
@@ -140,7 +143,7 @@ class VectorIndex:
                 data = np.frombuffer(file.read(), dtype=np.uint8) if kind == _EXACT else None
         except FileNotFoundError:
             raise DataError(f"{path}: no index here; run `align index` first") from None
-        if kind not in (_EXACT, _LISTS):
+        if kind != _EXACT and not _has_lists(path):
             raise CorruptError(f"{path}: not a faiss index of this project; run `align index` again")
         index = _read(path, data)
         if data is not None:
@@ -325,6 +328,18 @@ def _read(path: Path, data: NDArray[np.uint8] | None) -> Any:
             return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except (RuntimeError, MemoryError) as error:
             raise CorruptError(f"{path}: not a faiss index ({first_line(error)}); run `align index` again") from None
+
+
+def _has_lists(path: Path) -> bool:
+    """Whether a file has the lists where `build` writes them, and as many as its head says.
+
+    faiss takes 8 bytes for each of them before it reads further, however short the file is.
+    """
+    with path.open("rb") as file:
+        head = file.read(_NUM_LISTS.stop)
+        width, number = (int.from_bytes(head[place], "little") for place in (_WIDTH, _NUM_LISTS))
+        file.seek(min(_BEFORE_LISTS_BYTES + 4 * number * width + 8 * width, path.stat().st_size))
+        return head.startswith(_LISTS) and file.read(12) == _LISTS_BEGIN + number.to_bytes(8, "little")
 
 
 def _require_whole(index: Any, rows: NDArray[np.float16], path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -30,9 +31,12 @@ LOGINS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 
 
 @pytest.fixture(autouse=True)
-def _no_server_of_the_user(monkeypatch):
-    for name in (*LOGINS, "PREFECT_API_URL", "PREFECT_HOME"):
-        monkeypatch.delenv(name, raising=False)
+def _no_server_of_the_user():
+    """Nor that of a test, for the tests after it: a run puts its server into the environment of its process."""
+    with patch.dict(os.environ):
+        for name in (*LOGINS, "PREFECT_API_URL", "PREFECT_HOME"):
+            os.environ.pop(name, None)
+        yield
 
 
 def test_a_server_asks_for_the_login_and_keeps_its_state_in_the_checkout(tmp_path):

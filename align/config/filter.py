@@ -58,7 +58,7 @@ class FilterConfig(Section):
     max_images_per_text: PositiveInt
     #: T2: every unigram and bigram must be among this many most frequent ones of the raw data (one joint list).
     num_frequent_ngrams: PositiveInt
-    #: T3: fewest words, included.
+    #: T3: fewest words, included. Two characters of a script without spaces are one (`align.pairs.text.num_words`).
     min_words: PositiveInt
     #: T3: most words, included.
     max_words: PositiveInt

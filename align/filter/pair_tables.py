@@ -66,7 +66,7 @@ def word_table(pairs: Path) -> pa.Table:
     """All words of a shard, from the file of its PAIRS, with the columns of BIGRAMS."""
     table = pq.ParquetFile(pairs).read(["row_number", "text"])
     facts = text_facts(table["text"].combine_chunks())
-    return pa.table([np.repeat(table["row_number"].to_numpy(), facts.num_words), facts.words], schema=BIGRAMS)
+    return pa.table([np.repeat(table["row_number"].to_numpy(), facts.num_unigrams), facts.words], schema=BIGRAMS)
 
 
 def _pairs(
@@ -118,7 +118,7 @@ def _pairs(
 
 
 def _only_words(facts: TextFacts) -> pa.Array:
-    alone = facts.num_words == 1
+    alone = facts.num_unigrams == 1
     words = np.zeros(len(alone), np.int64)
     words[alone] = facts.words[facts.offsets[:-1][alone]]
     return pa.array(words, mask=~alone)

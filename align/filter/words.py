@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import regex
 
-from align.pairs.text import is_filename, normalise, personal_data, words
+from align.pairs.text import UNSPACED, is_filename, normalise, num_words, personal_data, words
 
 Int64s = npt.NDArray[np.int64]
 Uint64s = npt.NDArray[np.uint64]
@@ -83,6 +83,7 @@ class TextFacts:
         words: hashes of all words, text after text.
         vocabulary: (V,) hashes of the words of all texts; a word may occur several times.
         occurrences: (V,) how often each entry of `vocabulary` occurs in the texts.
+        num_words: (N,) words as T3 counts them: see `text.num_words`.
         is_filename: (N,) see `text.is_filename`.
         num_emails: (N,) e-mail addresses.
         num_phones: (N,) phone numbers.
@@ -92,22 +93,23 @@ class TextFacts:
     words: Int64s
     vocabulary: Int64s
     occurrences: Int64s
+    num_words: Int64s
     is_filename: Flags
     num_emails: Int64s
     num_phones: Int64s
 
     @property
-    def num_words(self) -> Int64s:
-        """(N,) words of each text."""
+    def num_unigrams(self) -> Int64s:
+        """(N,) words of each text, as T2 looks at them."""
         return np.diff(self.offsets)
 
     def bigrams(self) -> tuple[Int64s, Int64s]:
         """(offsets, hashes) of all neighbouring words, text after text."""
         last = np.zeros(len(self.words), np.bool_)
-        ends = self.offsets[1:][self.num_words > 0]
+        ends = self.offsets[1:][self.num_unigrams > 0]
         last[ends - 1] = True
         first = np.flatnonzero(~last)
-        offsets = np.concatenate([[0], np.cumsum(np.maximum(self.num_words - 1, 0))]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(np.maximum(self.num_unigrams - 1, 0))]).astype(np.int64)
         unsigned = self.words.view(np.uint64)
         return offsets, _mixed(unsigned[first], unsigned[first + 1]).view(np.int64)
 
@@ -175,6 +177,7 @@ def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
         words=text_words,
         vocabulary=known.words,
         occurrences=occurrences,
+        num_words=np.diff(np.concatenate([[0], np.cumsum(known.num_words[which])])[bounds]),
         is_filename=np.zeros(len(array), np.bool_),
         num_emails=np.zeros(len(array), np.int64),
         num_phones=np.zeros(len(array), np.int64),
@@ -237,6 +240,7 @@ class _Pieces:
     Attributes:
         counts: (N,) number of words.
         words: hashes of all words, piece after piece.
+        num_words: (N,) as in TextFacts.
         digits: (N,) number of digits.
         trait: (N,) whether it has a sign that a path, an extension or an address needs.
         foreign: (N,) whether it has characters beyond ASCII.
@@ -244,6 +248,7 @@ class _Pieces:
 
     counts: Int64s
     words: Int64s
+    num_words: Int64s
     digits: Int64s
     trait: Flags
     foreign: Flags
@@ -256,35 +261,40 @@ class _Pieces:
         counts[ascii_rows], ascii_words, digits[ascii_rows], trait[ascii_rows] = _ascii_pieces(
             pieces.filter(pa.array(ascii_rows))
         )
-        counts[~ascii_rows], foreign_words, digits[~ascii_rows], trait[~ascii_rows] = _foreign_pieces(
-            pieces.filter(pa.array(~ascii_rows))
-        )
+        foreign = _foreign_pieces(pieces.filter(pa.array(~ascii_rows)))
+        counts[~ascii_rows], foreign_words, foreign_lengths, digits[~ascii_rows], trait[~ascii_rows] = foreign
+        lengths = counts.copy()
+        lengths[~ascii_rows] = foreign_lengths
         from_ascii = np.repeat(ascii_rows, counts)
         word_hashes = np.empty(len(from_ascii), np.int64)
         word_hashes[from_ascii] = ascii_words
         word_hashes[~from_ascii] = foreign_words
-        return _Pieces(counts, word_hashes, digits, trait, ~ascii_rows)
+        return _Pieces(counts, word_hashes, lengths, digits, trait, ~ascii_rows)
 
 
-def _foreign_pieces(pieces: pa.StringArray) -> tuple[list[int], Int64s, list[int], list[bool]]:
-    """`counts`, `words`, `digits` and `trait` of `_Pieces`, for pieces beyond ASCII."""
-    counts, digits, trait, hashed = list[int](), list[int](), list[bool](), [np.zeros(0, np.int64)]
+def _foreign_pieces(pieces: pa.StringArray) -> tuple[list[int], Int64s, list[int], list[int], list[bool]]:
+    """`counts`, `words`, `num_words`, `digits` and `trait` of `_Pieces`, for pieces beyond ASCII."""
+    counts, lengths, digits, trait = list[int](), list[int](), list[int](), list[bool]()
+    hashed = [np.zeros(0, np.int64)]
     for start in range(0, len(pieces), _PIECES_AT_ONCE):
         block = [
             (_remembered_piece if len(piece) <= _REMEMBERED_CHARACTERS else _foreign_piece)(piece)
             for piece in pieces.slice(start, _PIECES_AT_ONCE).to_pylist()
         ]
-        counts += [len(piece_words) for piece_words, _, _ in block]
-        digits += [number for _, number, _ in block]
-        trait += [sign for _, _, sign in block]
-        hashed.append(hashes([*chain.from_iterable(piece_words for piece_words, _, _ in block)]))
-    return counts, np.concatenate(hashed), digits, trait
+        counts += [len(piece_words) for piece_words, *_ in block]
+        lengths += [length for _, length, _, _ in block]
+        digits += [number for _, _, number, _ in block]
+        trait += [sign for *_, sign in block]
+        hashed.append(hashes([*chain.from_iterable(piece_words for piece_words, *_ in block)]))
+    return counts, np.concatenate(hashed), lengths, digits, trait
 
 
-def _foreign_piece(piece: str) -> tuple[tuple[str, ...], int, bool]:
-    """The words, the number of digits and the trait of a piece beyond ASCII."""
-    piece_words = tuple(words(piece.replace(_NO_SPACE, " ")))
-    return piece_words, len(_ANY_DIGIT.findall(piece)), _SIGN.search(piece) is not None
+def _foreign_piece(piece: str) -> tuple[tuple[str, ...], int, int, bool]:
+    """The words, `num_words`, the number of digits and the trait of a piece beyond ASCII."""
+    text = piece.replace(_NO_SPACE, " ")
+    piece_words = tuple(words(text))
+    length = num_words(text) if UNSPACED.search(text) else len(piece_words)
+    return piece_words, length, len(_ANY_DIGIT.findall(piece)), _SIGN.search(piece) is not None
 
 
 _remembered_piece = lru_cache(_NUM_REMEMBERED)(_foreign_piece)

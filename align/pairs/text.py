@@ -2,8 +2,10 @@
 
 The paper leaves open what a unigram is for a given script. Decision: a word of Unicode's default word segmentation
 (UAX #29) that has at least one letter or digit, lower-cased. So `don't`, `1920x1080` and `alt_img` are one word each,
-an ideograph or a Hiragana or Thai character is a word of its own, and emoji or punctuation are not words. (Texts in
-these scripts have no spaces: with `\\w+` a sentence would be one word, and rule T3 would drop these languages.)
+an ideograph or a Hiragana or Thai character is a word of its own, and emoji or punctuation are not words.
+
+Rule T3 counts texts in these scripts, which have no spaces, in another way (`num_words`): a run of such characters is
+half as many words, rounded up. With a word for each character, T3 would drop most of their sentences as too long.
 
 `align.filter.words` finds the same words in many texts at once.
 """
@@ -17,6 +19,13 @@ import regex
 #: A UAX #29 segment that starts with a letter, digit or joining underscore (WORD gives `\b` its Unicode meaning).
 _SEGMENT = regex.compile(r"\b[\p{L}\p{M}\p{N}\p{Pc}].*?\b", flags=regex.WORD | regex.VERSION1 | regex.DOTALL)
 _WORD_LIKE = regex.compile(r"[\p{L}\p{N}]")
+#: A run of characters of scripts without spaces: Han, Kana with its signs of length and voice, and those for which
+#: Unicode needs a dictionary (LB=SA): Thai, Lao, Khmer, Burmese and others. Accents belong to the character before.
+UNSPACED = regex.compile(
+    r"(?:[[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\uff70\uff9e\uff9f\p{LB=SA}]--[\p{Nd}\p{P}\p{S}\p{M}]]\p{M}*)+",
+    flags=regex.VERSION1,
+)
+_MARK = regex.compile(r"\p{M}")
 #: The most characters of a text, or of an address, that we store or look at: a web page, table or tar may hold any
 #: number. A text of this many was most likely cut, and is never kept (`filter.max_characters` is lower).
 MAX_CHARACTERS = 8192
@@ -75,6 +84,11 @@ def words(text: str) -> list[str]:
     """The unigrams of a text in order, lower-cased (in Python: SQL engines disagree on some Unicode)."""
     lowered = unicodedata.normalize("NFC", text.lower())
     return [segment for segment in _SEGMENT.findall(lowered) if _WORD_LIKE.search(segment)]
+
+
+def num_words(text: str) -> int:
+    """The words of a text as rule T3 counts them: `words`, but two characters of a run without spaces are one."""
+    return len(words(UNSPACED.sub(lambda run: f" {'字' * -(-len(_MARK.sub('', run[0])) // 2)} ", text)))
 
 
 def is_filename(text: str) -> bool:

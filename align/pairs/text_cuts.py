@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from align.pairs.text import MAX_CHARACTERS, is_filename, normalise, words
+from align.pairs.text import MAX_CHARACTERS, is_filename, normalise, num_words
 
 
 class TextFacts(NamedTuple):
     """What these rules look at; the same for any values of theirs.
 
     Attributes:
-        num_words: words.
+        num_words: words, as `align.pairs.text.num_words` counts them.
         num_characters: of the normalised text; more than a rule can allow if the text was cut, since white space may
             hide how much there was.
         is_filename: whether it is the name of a file.
@@ -31,7 +31,7 @@ def facts_of(text: str | None) -> TextFacts:
     """The facts of a text as data/raw has it; None is the empty text."""
     normal = normalise(text or "")
     num_characters = MAX_CHARACTERS if len(text or "") >= MAX_CHARACTERS else len(normal)
-    return TextFacts(len(words(normal)), num_characters, is_filename(normal))
+    return TextFacts(num_words(normal), num_characters, is_filename(normal))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def _text(folder):
         num_emails, num_phones = texts.personal_data(text)
         texts.mask_personal_data(text)
         facts = text_facts(pa.array([text], pa.string()))  # the same facts, on arrays
-        assert facts.num_words.tolist() == [len(texts.words(text))], "text_facts and words count differently"
+        assert facts.num_unigrams.tolist() == [len(texts.words(text))], "text_facts and words count differently"
+        assert facts.num_words.tolist() == [texts.num_words(text)], "text_facts and num_words count differently"
         assert (facts.num_emails[0], facts.num_phones[0]) == (num_emails, num_phones), "other personal data"
         assert facts.is_filename[0] == texts.is_filename(text), "text_facts and is_filename differ"
 

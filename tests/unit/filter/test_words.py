@@ -11,7 +11,7 @@ import pytest
 import regex
 
 from align.filter.words import _PLAIN, hashes, ngram_hashes, normal_forms, text_facts
-from align.pairs.text import is_filename, normalise, personal_data, words
+from align.pairs.text import is_filename, normalise, num_words, personal_data, words
 from tests.support.bombs import with_little_memory
 
 
@@ -26,6 +26,7 @@ def check(texts):
         unigrams, pairs = ngram_hashes(words(text))
         assert facts.words[facts.offsets[row] : facts.offsets[row + 1]].tolist() == unigrams, text
         assert bigrams[offsets[row] : offsets[row + 1]].tolist() == pairs, text
+        assert facts.num_words[row] == num_words(text), text
         assert facts.is_filename[row] == is_filename(text), text
         assert (facts.num_emails[row], facts.num_phones[row]) == personal_data(text), text
 
@@ -47,7 +48,7 @@ def test_every_ascii_text_of_one_character_of_each_class(characters, length):
 @pytest.mark.usefixtures("any_blocks")
 def test_random_texts_of_all_sorts():
     draw = random.Random(0)
-    characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫가\u0301😀ſıİ’\u200dא٣ﬀ\uff9e")
+    characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫カーส가\u0301😀ſıİ’\u200dא٣ﬀ\uff9e")
     check([normalise("".join(draw.choices(characters, k=draw.randrange(80)))) for _ in range(5_000)])
 
 

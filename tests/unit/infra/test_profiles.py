@@ -4,6 +4,7 @@ import pytest
 
 from align.config.checks import wrong_parameters
 from align.config.filter import FilterConfig
+from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
 from align.config.params import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig
@@ -67,6 +68,13 @@ def test_a_crawl_may_lose_more_than_the_demo():
     assert bands.keep_rate[0] < demo.keep_rate[0]
     assert bands.dropped_share.keys() == demo.dropped_share.keys()
     assert bands.dropped_share["opted_out"] == demo.dropped_share["opted_out"]
+
+
+def test_all_languages_have_more_pieces_and_no_rule_of_one_language():
+    params = load_params(overrides=profile_overrides("multilingual"))
+    assert params.section(FitTokenizerConfig).vocab_size == 250_000
+    assert params.section(FilterConfig).languages is None
+    assert params.section(PretrainConfig).sentence_share == 0
 
 
 def test_a_file_elsewhere_and_what_set_changes_after_it(tmp_path):

@@ -18,7 +18,7 @@ from align.filter.tables import IMAGES
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
 from align.pairs.languages import languages
-from align.pairs.text import MAX_CHARACTERS, is_filename, mask_personal_data, normalise, personal_data, words
+from align.pairs.text import MAX_CHARACTERS, is_filename, mask_personal_data, normalise, num_words, personal_data, words
 from align.pairs.text_cuts import TextCuts, facts_of
 from align.services.engine import open_engine
 from tests.support import ROOT
@@ -43,6 +43,24 @@ def test_normalise_composes_and_collapses_white_space_and_controls():
 ])  # fmt: skip
 def test_words(text, expected):
     assert words(text) == expected
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("一只猫", 2), ("一只猫在草地上", 4), ("猫、犬", 2),  # each run is rounded up
+    ("猫がタワーの上にいる写真", 6), ("ｶﾒﾗ カメラ", 4), ("〇々", 1),
+    ("แมวบนหญ้าสีเขียว", 7),  # vowels and tones above a letter are no characters of their own
+    ("ສະບາຍດີ", 3), ("ឆ្មា", 1), ("東京Tower 2024年 in der Nacht", 7), ("カメラ_a", 3),
+])  # fmt: skip
+def test_two_characters_without_spaces_are_a_word(text, number):
+    assert num_words(normalise(text)) == number == facts_of(text).num_words
+
+
+@pytest.mark.parametrize("text", [
+    "Don't panic, a 1920x1080 alt_img", "한국어 단어", "NAÏVE Café", "--- ___ 😀", "Ångström ὀδυσσεύς", "שלום עולם", "",
+    "नमस्ते दुनिया", "مرحبا بالعالم", "Привет, мир", "1\u0660\u0661 \u0e51\u0e52", "བོད་ཡིག", "tiếng Việt có dấu",
+])  # fmt: skip
+def test_texts_with_spaces_have_the_words_that_they_had(text):
+    assert num_words(text) == len(words(text))
 
 
 @pytest.mark.parametrize("text", [

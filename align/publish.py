@@ -260,7 +260,8 @@ def _about(model: Path, index: ImageIndex, items: Sequence[IndexedImage], digest
     from align.serve import pair_of_index
 
     config, header = read_config(model).model, index.header
-    served = Served(Release(digest, model.resolve().name), None, index, origin=origin(model))  # type: ignore[arg-type]
+    release = Release(digest, model.resolve().name)
+    served = Served(release, None, index, origin=origin(model))  # type: ignore[arg-type]  # nothing is embedded here
     begin = start(served)
     places = {item.key: place for place, item in enumerate(items)}
     columns = {  # a value that only pictures have that are taken down is not one

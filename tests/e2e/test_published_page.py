@@ -245,7 +245,7 @@ def test_an_open_page_says_that_it_was_published_again_without_what_is_taken_dow
         publish_shop(shop, index.without([gone.image_id], None), page)
         after = b"".join(path.read_bytes() for path in sorted(page.rglob("*")) if path.is_file())
         assert not before.exists() and gone.key.encode() not in after and index.thumbnail(gone.key) not in after
-        again = "The pictures were published again: load the page anew."
+        again = "These pictures are out of date: reload the page."
         tab.wait(f"document.getElementById('warning').innerText === {json.dumps(again)}", 10)
         tab.fill("What should the pictures show?", "red")  # for which it has not yet read the vectors
         tab.wait(f"document.getElementById('status').innerText === {json.dumps(f'No results: {again}')}")

@@ -5,7 +5,7 @@ import {tokenizer} from "./wordpiece.js";
 
 export const HAS_SERVICE = false;
 const MAX_RESULTS = 1000, MAX_WORDS = 8;
-const AGAIN = "The pictures were published again: load the page anew.";
+const AGAIN = "These pictures are out of date: reload the page.";
 const here = (name) => new URL(name, import.meta.url);
 const known = new Map(); // what was asked for, by name
 

@@ -87,15 +87,16 @@ def test_a_host_that_slows_us_is_said_once_while_it_happens(tmp_path, capsys):
     assert said.index("slows us") < said.index("shards, 9 pairs")  # while it happens
 
 
-def test_a_host_that_is_given_up_is_said_too_once_by_each_of_two_tasks_that_have_a_part_of_it(tmp_path, capfd):
+def test_a_host_that_is_given_up_is_said_too_once_by_each_of_the_tasks_that_have_a_part_of_it(tmp_path, capfd):
     few = ("download.max_failures_per_host=2", "engine.num_workers=2", "ingest.shard_size=5")
     with WebServer() as server:
         assert main(command(server, tmp_path, [answer(b"", 429)] * 40, *few)) == 1
         host = f"127.0.0.1:{server.port}"
     lines = lines_of(capfd.readouterr().err)
-    assert [line.partition(";")[0].partition(":")[0] for line in lines] == ["127.0.0.1"] * 4
-    assert sorted("slows us" in line for line in lines) == [False, False, True, True]
+    slows_us = sum("slows us" in line for line in lines)
+    assert slows_us in (1, 2)  # the second of two tasks may begin when the first has done all eight shards
     [given_up] = {line for line in lines if "given up" in line}
+    assert lines.count(given_up) == slows_us == len(lines) / 2
     assert given_up == (
         f"{host} is given up for now (HTTP 429: given up after 2 such failures in a row): its other pictures fail at "
         "once, and `align ingest` asks again later"

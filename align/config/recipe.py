@@ -86,6 +86,11 @@ class Recipe(Section):
     locked: Locked
     loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
+    #: How many of the first steps train the image tower to predict words (`align.training.words`).
+    words_steps: int = Field(ge=0)
+    #: Words that fewer samples have are no labels.
+    words_min_count: int = Field(ge=1)
+    words_loss: Literal["binary", "softmax"]
     #: The part of the global batch among whose pairs a pair is told from the others (`num_groups`).
     negatives_share: float
     #: False: it stays what it is at the start (`model.temperature_init`, or that of the model to start from).
@@ -121,6 +126,11 @@ class Recipe(Section):
     def num_groups(self) -> int:
         """Into how many groups `negatives_share` divides the pairs of a global batch."""
         return round(1 / self.negatives_share)
+
+    @property
+    def num_words_steps(self) -> int:
+        """Of `words_steps` those of this run: fine-tuning has none."""
+        return self.words_steps if self.section == "pretrain" else 0
 
     def deciding_values(self) -> dict[str, Any]:
         """The values that decide the result. What was made elsewhere counts by its digest, not by its path."""
@@ -182,6 +192,8 @@ class Recipe(Section):
             return (
                 f"{name}.negatives_share {self.negatives_share} does not divide a rank's {share} pairs; use fewer ranks"
             )
+        if self.num_words_steps and (self.shard_weights or self.precision == "float16"):
+            return f"{name}.words_steps needs {name}.shard_weights false and another {name}.precision than float16"
         if self.export == "best" and self.best_metric is None:
             return f"{name}.export: best needs {name}.best_metric, which says what is better"
         return None
@@ -235,6 +247,11 @@ class PretrainConfig(Recipe):
                 f"locked: {self.locked} needs {self.locked}_weights: a tower of random weights would learn nothing; "
                 "name its weights, or set locked to none"
             )
+        if self.words_steps and self.locked == "image":
+            raise ValueError("words_steps trains the image tower, so locked: image needs 0")
+        if self.words_steps and self.words_steps + self.warmup_steps >= self.num_steps:
+            both = f"words_steps {self.words_steps} and another {self.warmup_steps} warmup_steps"
+            raise ValueError(f"{both} must be less than num_steps {self.num_steps}")
         return self
 
 
@@ -244,7 +261,9 @@ class FinetuneConfig(Recipe):
     section: ClassVar[str] = "finetune"
     #: The model in the folder decides the result, by the digest of its weights, and not the folder's path. Towers that
     #: were given to pre-training are part of it.
-    neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {"start", "image_weights", "text_weights"}
+    neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {
+        "start", "image_weights", "text_weights", "words_steps", "words_min_count", "words_loss",
+    }  # fmt: skip
 
     #: `from` is a keyword of Python.
     start: Annotated[Path, Field(alias="from", strict=False)]

@@ -36,8 +36,8 @@ class Lamb(Optimizer):
     """LAMB over parameter groups. One with `adapt` False takes steps of AdamW, one with `muon` has Muon's updates.
 
     Args:
-        groups: dicts with `params`, and optionally `adapt`, `muon`, `weight_decay`, and `lr_scale`, a factor on the
-            learning rate.
+        groups: dicts with `params`, and optionally `adapt`, `muon`, `weight_decay`, `lr_scale`, a factor on the
+            learning rate, and `late`: what a first phase does not train (`align.training.words`).
         weight_decay: decoupled, inside the trust ratio; paper 1e-5.
         betas: decay of the running mean and of the running square of the gradients.
         eps: added to the root of the running square.
@@ -46,13 +46,13 @@ class Lamb(Optimizer):
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, weight_decay: float, betas: tuple[float, float], eps: float = 1e-6
     ) -> None:
-        defaults = {"lr": 0.0, "lr_scale": 1.0, "adapt": True, "muon": False}
+        defaults = {"lr": 0.0, "lr_scale": 1.0, "adapt": True, "muon": False, "late": False}
         super().__init__(groups, defaults | {"weight_decay": weight_decay, "betas": betas, "eps": eps})
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Sets every group's rate, times its `lr_scale`."""
+    def set_learning_rate(self, learning_rate: float, late: float | None = None) -> None:
+        """Sets every group's rate, times its `lr_scale`; `late` is that of late groups, None: the same."""
         for group in self.param_groups:
-            group["lr"] = learning_rate * group["lr_scale"]
+            group["lr"] = (late if group["late"] and late is not None else learning_rate) * group["lr_scale"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
@@ -128,10 +128,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups the parameters that are trained by adaptation and rate.
 
     In a short run a post-norm BERT needs a smaller rate than the image tower; its embeddings, of which a batch changes
-    few rows, do not.
+    few rows, do not. What a first phase does not train has groups of its own: its rate and number of steps differ.
     """
     muon = layer_matrices(model) if recipe.optimiser == "muon" else set()
-    groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
+    groups: dict[tuple[bool, bool, float, bool], list[Tensor]] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:  # of a locked tower
             continue
@@ -139,11 +139,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         scale = 1.0 if matrix else recipe.vector_learning_rate_scale
         if name.startswith("text_") and not (matrix and ".embeddings." in name):
             scale *= recipe.text_learning_rate_scale
-        groups.setdefault((matrix, param in muon, scale), []).append(param)
+        late = recipe.num_words_steps > 0 and not name.startswith("vision_model.")
+        groups.setdefault((matrix, param in muon, scale, late), []).append(param)
     return [
         {
             "params": params, "adapt": matrix and recipe.optimiser != "adamw", "muon": by_muon, "lr_scale": scale,
-            "weight_decay": recipe.weight_decay if matrix else 0.0,
+            "weight_decay": recipe.weight_decay if matrix else 0.0, "late": late,
         }
-        for (matrix, by_muon, scale), params in sorted(groups.items(), key=lambda item: item[0])
+        for (matrix, by_muon, scale, late), params in sorted(groups.items(), key=lambda item: item[0])
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from align.training.lamb import Lamb, parameter_groups
 from align.training.ranks.buckets import gathered
 from align.training.ranks.sharding import distributed_like
 from align.training.step import Gradients
+from align.training.words import Words
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]
@@ -45,6 +46,7 @@ class State:
     Attributes:
         unread: loss, norm and temperature (before and after) of each step since the last `read`, on the device.
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
+        words: while the first steps predict words; None afterwards, and in a run without such steps.
         scaler: for float16, whose gradients overflow now and then; `skipped` steps has it left out since the last row.
     """
 
@@ -57,6 +59,7 @@ class State:
     unread: list[Tensor] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
+    words: Words | None = None
     scaler: GradScaler | None = None
     skipped: int = 0
 
@@ -65,9 +68,18 @@ class State:
         """What scales the loss of float16, and whose gradients it divides again; None in other precisions."""
         return None if self.scaler is None else (self.scaler, self.optimiser)
 
+    def set_learning_rates(self) -> None:
+        """Sets the rates of the next update."""
+        rate, late = (learning_rate_at(self.step, self.recipe, late=late) for late in (False, True))
+        self.optimiser.set_learning_rate(rate, late)
+        if self.words is not None:
+            self.words.optimiser.set_learning_rate(rate)
+
     def update(self, gradients: Gradients) -> None:
         """Changes the weights by the gradients. With float16 the host waits: if they overflowed, no weight changes."""
         before = self.model.temperature.detach()
+        if self.words is not None:
+            self.words.optimiser.step()
         if self.scaler is None:
             self.optimiser.step()
         else:
@@ -79,6 +91,8 @@ class State:
                 why = f"the gradients overflow with a loss scale of {scale:g}"
                 raise self._diverged(why, self.step + 1, float(before))
         self.step += 1
+        if self.step == self.recipe.num_words_steps:
+            self.words = None
         self.unread.append(torch.stack([one.detach().float() for one in (*gradients, before, self.model.temperature)]))
 
     def read(self) -> list[StepValues]:
@@ -126,6 +140,7 @@ class State:
         values: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
         values |= {"model": dict(self.model.state_dict()), "optimiser": self.optimiser.state_dict()}
         values |= {"scaler": None if self.scaler is None else self.scaler.state_dict()}
+        values |= {"words": None if self.words is None else self.words.saved()}
         return gathered(values)  # type: ignore[no-any-return]  # as deep as what it is given
 
     @torch.no_grad()
@@ -141,6 +156,8 @@ class State:
             setattr(self, name, saved[name])
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
+        if self.words is not None:
+            self.words.load(saved["words"])
 
 
 def new_state(model: DualEncoder, recipe: Recipe) -> State:
@@ -159,13 +176,17 @@ def best_step(rows: Sequence[MetricRow], metric: str | None) -> int | None:
     return None if best is None else int(best["step"])
 
 
-def learning_rate_at(step: int, recipe: Recipe) -> float:
+def learning_rate_at(step: int, recipe: Recipe, *, late: bool = False) -> float:
     """The rate of the update after `step` completed ones.
 
-    It rises to `learning_rate` over `warmup_steps`, then falls to 0 at `num_steps` along a line or half a cosine.
+    It rises to `learning_rate` over `warmup_steps`, then falls to 0 at `num_steps` along a line or half a cosine. After
+    a first phase that predicts words, what is `late` (all but the image tower) has a warm-up of its own; until its end
+    the image tower's rate stays what it is.
     """
-    peak, num_steps = recipe.learning_rate, recipe.num_steps
-    if step < recipe.warmup_steps:
-        return peak * (step + 1) / recipe.warmup_steps
-    left = (num_steps - step) / max(1, num_steps - recipe.warmup_steps)
+    peak, num_steps, first = recipe.learning_rate, recipe.num_steps, recipe.num_words_steps
+    trained = step - first if late else step
+    if trained < recipe.warmup_steps:
+        return peak * max(0, trained + 1) / max(1, recipe.warmup_steps)
+    warm = first + recipe.warmup_steps
+    left = (num_steps - max(step, warm)) / max(1, num_steps - warm)
     return peak * (left if recipe.schedule == "linear" else (1.0 - math.cos(math.pi * left)) / 2.0)

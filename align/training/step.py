@@ -14,7 +14,7 @@ image tower, H and W pixels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from align.training.loss import align_loss, sigmoid_loss
 from align.training.ranks.buckets import GradientSums
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import local, norms
+from align.training.words import Words
 
 #: On a CPU the towers process a batch in parts of this many samples, so that activations stay near the cache.
 CPU_PAIRS_AT_ONCE = 64
@@ -95,7 +96,31 @@ def compute_gradients(
     sums.finish()
     if scaling is not None:
         scaling[0].unscale_(scaling[1])
-    return Gradients(loss.detach(), _clipped(model, recipe.clip_norm))
+    return Gradients(loss.detach(), _clipped(model.parameters(), recipe.clip_norm))
+
+
+def compute_word_gradients(model: DualEncoder, words: Words, recipe: Recipe, ranks: Ranks, batch: Batch) -> Gradients:
+    """As `compute_gradients`, of the words' loss: the mean over the global batch. Only the image tower gets gradients.
+
+    The loss is a sum over samples, so each part runs forward and at once backward. The head of `words` gets its
+    gradients, too.
+    """
+    model.zero_grad(set_to_none=True)
+    words.head.zero_grad(set_to_none=True)
+    params = [*words.head.parameters(), *reversed([*model.vision_model.parameters()])]
+    sums, losses = GradientSums(params, ranks), list[Tensor]()
+    size, whole = part_size(model, recipe, ranks.device, len(batch.images)), (batch.images, batch.draws)
+    parts = [*zip(*(torch.split(each, size) for each in (*whole, words.targets(batch.drawn))), strict=True)]
+    for number, part in enumerate(parts, 1):
+        images_PHWC, draws_PK, targets_PV = (_there(each, ranks.device) for each in part)
+        with autocast(recipe, ranks.device):
+            features_PF = model.vision_model(to_pixels(images_PHWC), draws_PK)
+        loss = words.loss(features_PF, targets_PV) / (len(batch.images) * ranks.world_size)
+        with sums.last_backward(params if number == len(parts) else ()):
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        losses.append(loss.detach())
+    sums.finish()
+    return Gradients(ranks.sum(torch.stack(losses).sum()), _clipped(params, recipe.clip_norm))
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -129,9 +154,9 @@ def _loss(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ran
     return torch.stack(losses).mean()
 
 
-def _clipped(model: DualEncoder, clip_norm: float | None) -> Tensor:
+def _clipped(params: Iterable[Tensor], clip_norm: float | None) -> Tensor:
     """Clips the gradients to `clip_norm`, and returns their norm before."""
-    owners = [param for param in model.parameters() if param.grad is not None]
+    owners = [param for param in params if param.grad is not None]
     gradients = [local(param.grad) for param in owners if param.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(norms(gradients, owners))
     if clip_norm is not None:

@@ -36,9 +36,10 @@ from align.training.plan import TrainingPlan
 from align.training.progress import Watch
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
-from align.training.state import Found, MetricRow, State, best_step, learning_rate_at, new_state
-from align.training.step import compute_gradients
+from align.training.state import Found, MetricRow, State, best_step, new_state
+from align.training.step import compute_gradients, compute_word_gradients
 from align.training.validation import measure
+from align.training.words import Words, shares_of, training_texts
 
 #: The result of a run that has ended, beside its checkpoints.
 _SPEED = "speed.json"
@@ -100,6 +101,9 @@ def train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
         else:
             model.to(ranks.device)
         state = new_state(model, recipe)
+        if (0 if saved is None else saved["step"]) < recipe.num_words_steps:
+            shares = shares_of(training_texts(plan.sources()), recipe.words_min_count)
+            state.words = Words(shares, model.vision_model.width, recipe, ranks.device)
         if saved is not None:
             state.load(saved)
         if ranks.leads and state.step:
@@ -137,8 +141,11 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
                 split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
         state.model.train()
         for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
-            state.optimiser.set_learning_rate(learning_rate_at(state.step, recipe))
-            gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling)
+            state.set_learning_rates()
+            if state.words is None:
+                gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling)
+            else:
+                gradients = compute_word_gradients(state.model, state.words, recipe, ranks, batch)
             state.update(gradients)
             stop = ranks.any(stopped() or folder.has_failed())
             due = Due.after(state.step, plan)

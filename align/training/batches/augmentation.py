@@ -70,9 +70,13 @@ class Augmentation:
             side_px = round(self.image_px * (low + (high - low) * sides[row, 0]))
         random_crop(image, out, draws[Purpose.CROP][row].tolist(), flip=self.flip, side_px=side_px)
 
+    def drawn(self, texts: list[str], draws: Draws, row: int) -> str:
+        """Chooses one of a sample's texts; `row` is that of the sample in `draws`."""
+        return texts[int(draws[Purpose.TEXT][row, 0] * len(texts))]
+
     def text(self, texts: list[str], draws: Draws, row: int) -> str:
         """Chooses one of a sample's texts, and changes it; `row` is that of the sample in `draws`."""
-        text = texts[int(draws[Purpose.TEXT][row, 0] * len(texts))]
+        text = self.drawn(texts, draws, row)
         text = some_phrases(text, self.phrase_dropout, draws[Purpose.PHRASES][row])
         return in_sentence(text, self.sentence_share, draws[Purpose.SENTENCE][row])
 

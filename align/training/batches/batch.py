@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class Batch:
         texts, tokens: text i belongs to image i.
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
+        drawn: the texts as they are stored, before any of their phrases are dropped.
     """
 
     images: Tensor
@@ -43,6 +44,7 @@ class Batch:
     draws: Tensor
     tokens: Tokens
     num_quarantined: int = 0
+    drawn: list[str] = field(default_factory=list)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Images, draws, and ids of the tokens."""

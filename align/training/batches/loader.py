@@ -66,7 +66,7 @@ class _Unfinished:
         side_px = augmentation.image_px
         self.images = torch.empty((num_rows, side_px, side_px, 3), dtype=torch.uint8, pin_memory=pin)
         self.draws = torch.empty((num_rows, augmentation.num_draws), dtype=torch.float32, pin_memory=pin)
-        self.texts = [""] * num_rows
+        self.texts, self.drawn = [""] * num_rows, [""] * num_rows
         self.ids: list[list[int]] = [[]] * num_rows
         self.jobs: list[Future[int]] = []
         self._pad_id, self._pin = augmentation.tokenizer.pad_id, pin
@@ -76,7 +76,7 @@ class _Unfinished:
         wait(self.jobs, return_when=FIRST_EXCEPTION)  # not one by one: this thread would take the GIL each time
         num_quarantined = sum(job.result() for job in self.jobs)
         tokens = Tokens.of(self.ids, self._pad_id, pin=self._pin)
-        return Batch(self.images, self.texts, self.draws, tokens, num_quarantined)
+        return Batch(self.images, self.texts, self.draws, tokens, num_quarantined, self.drawn)
 
 
 class TrainLoader:
@@ -168,6 +168,7 @@ class TrainLoader:
             image, texts, is_replaced = self._load(part, index, scratch)
             num_replaced += is_replaced
             self._augmentation.crop(image, images[row], part.draws, index)
+            batch.drawn[row] = self._augmentation.drawn(texts, part.draws, index)
             batch.texts[row] = self._augmentation.text(texts, part.draws, index)
         for row, ids in zip(rows, self._augmentation.tokenizer.ids([batch.texts[row] for row in rows]), strict=True):
             batch.ids[row] = ids

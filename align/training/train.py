@@ -99,7 +99,7 @@ def train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             shard(model, ranks)
         else:
             model.to(ranks.device)
-        state = new_state(model, recipe)
+        state = new_state(model, recipe, plan.data.train.num_images)
         if saved is not None:
             state.load(saved)
         if ranks.leads and state.step:
@@ -138,7 +138,7 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
         state.model.train()
         for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
             state.optimiser.set_learning_rate(learning_rate_at(state.step, recipe))
-            gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling)
+            gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling, state.estimates)
             state.update(gradients)
             stop = ranks.any(stopped() or folder.has_failed())
             due = Due.after(state.step, plan)

@@ -36,6 +36,7 @@ class Batch:
         texts, tokens: text i belongs to image i.
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
+        numbers: (B,) int64 on the host, the number in its split of each sample that is shown.
     """
 
     images: Tensor
@@ -43,6 +44,7 @@ class Batch:
     draws: Tensor
     tokens: Tokens
     num_quarantined: int = 0
+    numbers: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Images, draws, and ids of the tokens."""

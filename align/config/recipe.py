@@ -84,7 +84,10 @@ class Recipe(Section):
     text_weights: Given | None
     #: The tower whose weights do not change.
     locked: Locked
-    loss: Literal["align", "sigmoid"]
+    loss: Literal["align", "sigmoid", "global"]
+    global_rho: float = Field(ge=0)
+    global_gamma: float = Field(gt=0, le=1)
+    global_eps: float = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     #: How many of the first steps train the image tower to predict words (`align.training.words`).
     words_steps: int = Field(ge=0)
@@ -185,8 +188,10 @@ class Recipe(Section):
                 f"{name}.loss {self.loss} and model.logit_bias_init {bias} do not go together: the "
                 "sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
             )
-        if self.negatives_share < 1 and self.loss == "sigmoid":
-            return f"{name}.negatives_share {self.negatives_share} is of loss align; the sigmoid loss needs 1"
+        if self.negatives_share < 1 and self.loss != "align":
+            return f"{name}.negatives_share {self.negatives_share} is of loss align; the {self.loss} loss needs 1"
+        if self.loss == "global" and (self.batch_size == 1 or self.extra_shards):
+            return f"{name}.loss global needs a batch_size of at least 2, and no {name}.extra_shards"
         share = self.batch_size // ((num_processes or 1) * num_nodes)
         if share % self.num_groups:
             return (

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
+from align.training.global_loss import new_estimates
 from align.training.lamb import Lamb, parameter_groups
 from align.training.ranks.buckets import gathered
 from align.training.ranks.sharding import distributed_like
@@ -48,6 +49,7 @@ class State:
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
         words: while the first steps predict words; None afterwards, and in a run without such steps.
         scaler: for float16, whose gradients overflow now and then; `skipped` steps has it left out since the last row.
+        estimates: of the global loss (`align.training.global_loss`), alike on all ranks.
     """
 
     recipe: Recipe
@@ -62,6 +64,7 @@ class State:
     words: Words | None = None
     scaler: GradScaler | None = None
     skipped: int = 0
+    estimates: Tensor | None = None
 
     @property
     def scaling(self) -> tuple[GradScaler, Lamb] | None:
@@ -141,6 +144,7 @@ class State:
         values |= {"model": dict(self.model.state_dict()), "optimiser": self.optimiser.state_dict()}
         values |= {"scaler": None if self.scaler is None else self.scaler.state_dict()}
         values |= {"words": None if self.words is None else self.words.saved()}
+        values |= {"estimates": self.estimates}
         return gathered(values)  # type: ignore[no-any-return]  # as deep as what it is given
 
     @torch.no_grad()
@@ -158,16 +162,19 @@ class State:
             self.scaler.load_state_dict(saved["scaler"])
         if self.words is not None:
             self.words.load(saved["words"])
+        if self.estimates is not None:
+            self.estimates.copy_(saved["estimates"])
 
 
-def new_state(model: DualEncoder, recipe: Recipe) -> State:
-    """A model and its optimiser at step 0."""
+def new_state(model: DualEncoder, recipe: Recipe, num_samples: int = 0) -> State:
+    """A model and its optimiser at step 0, to be trained on so many samples, which only the global loss asks for."""
     optimiser = Lamb(
         parameter_groups(model, recipe),
         weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps,
     )  # fmt: skip
     scaler = GradScaler(model.log_temperature.device.type) if recipe.precision == "float16" else None
-    return State(recipe, model, optimiser, scaler=scaler)
+    estimates = new_estimates(recipe, num_samples, model.log_temperature.device)
+    return State(recipe, model, optimiser, scaler=scaler, estimates=estimates)
 
 
 def best_step(rows: Sequence[MetricRow], metric: str | None) -> int | None:

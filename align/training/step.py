@@ -28,6 +28,7 @@ from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.training.batches.batch import Batch, Tokens
+from align.training.global_loss import global_loss
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.ranks.buckets import GradientSums
 from align.training.ranks.process_group import Ranks
@@ -52,8 +53,9 @@ class Gradients(NamedTuple):
 
 
 def compute_gradients(
-    model: DualEncoder, recipe: Recipe, ranks: Ranks, batch: Batch, scaling: tuple[GradScaler, Optimizer] | None = None
-) -> Gradients:
+    model: DualEncoder, recipe: Recipe, ranks: Ranks, batch: Batch,
+    scaling: tuple[GradScaler, Optimizer] | None = None, estimates: Tensor | None = None,
+) -> Gradients:  # fmt: skip
     """Sets every parameter's `grad` to the gradient of the global batch's loss, the same on all ranks.
 
     On a GPU the host waits for nothing here: not for a value, nor for a copy. What is returned may be inf or NaN, see
@@ -64,6 +66,7 @@ def compute_gradients(
         recipe: `micro_batch`, precision, label smoothing and clipping.
         batch: this rank's share, on any device.
         scaling: of float16: multiplies the loss, and divides the gradients of the optimiser's parameters at the end.
+        estimates: of the global loss, which changes them; None: the loss is another one.
     """
     model.zero_grad(set_to_none=True)
     size = part_size(model, recipe, ranks.device, len(batch.images))
@@ -77,7 +80,12 @@ def compute_gradients(
         image_embeds_BD, text_embeds_BD = (_encode(tower) for tower in parts)
     if cached:
         image_embeds_BD.requires_grad_(), text_embeds_BD.requires_grad_()
-    loss = _loss(model, recipe, (image_embeds_BD, text_embeds_BD), ranks)
+    if estimates is None:
+        loss = _loss(model, recipe, (image_embeds_BD, text_embeds_BD), ranks)
+    else:
+        assert batch.numbers is not None
+        arguments = (model.temperature, _there(batch.numbers, ranks.device), estimates, recipe)
+        loss = global_loss(image_embeds_BD, text_embeds_BD, *arguments, peers=ranks)
     image, text, scalars = _finished_in_order(model)
     sums = GradientSums([*image, *text, *scalars] if cached else [*scalars, *text, *image], ranks)
     with sums.last_backward(scalars if cached else [*scalars, *text, *image]):

@@ -100,7 +100,7 @@ def train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             shard(model, ranks)
         else:
             model.to(ranks.device)
-        state = new_state(model, recipe)
+        state = new_state(model, recipe, plan.data.train.num_images)
         if (0 if saved is None else saved["step"]) < recipe.num_words_steps:
             shares = shares_of(training_texts(plan.sources()), recipe.words_min_count)
             state.words = Words(shares, model.vision_model.width, recipe, ranks.device)
@@ -143,7 +143,7 @@ def train(plan: TrainingPlan, ranks: Ranks, state: State) -> None:
         for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
             state.set_learning_rates()
             if state.words is None:
-                gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling)
+                gradients = compute_gradients(state.model, recipe, ranks, batch, state.scaling, state.estimates)
             else:
                 gradients = compute_word_gradients(state.model, state.words, recipe, ranks, batch)
             state.update(gradients)

@@ -28,6 +28,7 @@ RECIPE = {
     "warmup_steps": 2, "weight_decay": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6,
     "text_init_std": None, "position_init_scale": 0.1, "image_weights": None, "text_weights": None, "locked": "none",
     "loss": "align", "label_smoothing": 0.1, "negatives_share": 1.0,
+    "global_rho": 3.0, "global_gamma": 0.2, "global_eps": 2e-4,
     "learn_temperature": True, "clip_norm": None,
     "crop_scale": [1.0, 1.0], "flip": False, "precision": "bfloat16",
     "gradient_checkpointing": "none", "shard_weights": False,

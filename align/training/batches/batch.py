@@ -37,6 +37,7 @@ class Batch:
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
         drawn: the texts as they are stored, before any of their phrases are dropped.
+        numbers: (B,) int64 on the host, the number in its split of each sample that is shown.
     """
 
     images: Tensor
@@ -45,6 +46,7 @@ class Batch:
     tokens: Tokens
     num_quarantined: int = 0
     drawn: list[str] = field(default_factory=list)
+    numbers: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Images, draws, and ids of the tokens."""

@@ -67,6 +67,7 @@ class _Unfinished:
         self.images = torch.empty((num_rows, side_px, side_px, 3), dtype=torch.uint8, pin_memory=pin)
         self.draws = torch.empty((num_rows, augmentation.num_draws), dtype=torch.float32, pin_memory=pin)
         self.texts, self.drawn = [""] * num_rows, [""] * num_rows
+        self.numbers = torch.empty(num_rows, dtype=torch.int64)
         self.ids: list[list[int]] = [[]] * num_rows
         self.jobs: list[Future[int]] = []
         self._pad_id, self._pin = augmentation.tokenizer.pad_id, pin
@@ -76,7 +77,7 @@ class _Unfinished:
         wait(self.jobs, return_when=FIRST_EXCEPTION)  # not one by one: this thread would take the GIL each time
         num_quarantined = sum(job.result() for job in self.jobs)
         tokens = Tokens.of(self.ids, self._pad_id, pin=self._pin)
-        return Batch(self.images, self.texts, self.draws, tokens, num_quarantined, self.drawn)
+        return Batch(self.images, self.texts, self.draws, tokens, num_quarantined, self.drawn, self.numbers)
 
 
 class TrainLoader:
@@ -161,12 +162,12 @@ class TrainLoader:
 
     def _fill(self, batch: _Unfinished, part: _Part, some: range) -> int:
         """Fills some rows of a batch; returns in how many another sample replaces an unreadable one."""
-        images, num_replaced = batch.images.numpy(), 0
+        images, numbers, num_replaced = batch.images.numpy(), batch.numbers.numpy(), 0
         scratch = np.empty(12 * part.source.samples.resize_px**2, dtype=np.uint8)  # pixels of twice the side
         rows = part.rows[some.start : some.stop]
         for index, row in zip(some, rows, strict=True):
-            image, texts, is_replaced = self._load(part, index, scratch)
-            num_replaced += is_replaced
+            image, texts, numbers[row] = self._load(part, index, scratch)
+            num_replaced += int(numbers[row] != part.samples[index])
             self._augmentation.crop(image, images[row], part.draws, index)
             batch.drawn[row] = self._augmentation.drawn(texts, part.draws, index)
             batch.texts[row] = self._augmentation.text(texts, part.draws, index)
@@ -174,19 +175,19 @@ class TrainLoader:
             batch.ids[row] = ids
         return num_replaced
 
-    def _load(self, part: _Part, index: int, scratch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str], bool]:
-        """The image and the texts of a sample, or of one that replaces it; and whether it was replaced."""
+    def _load(self, part: _Part, index: int, scratch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str], int]:
+        """The image and the texts of a sample, or of one that replaces it; and which sample it is."""
         samples, sample = part.source.samples, part.samples[index]
         data = part.reads[sample].result() if sample in part.reads else None
         try:
-            return *samples.load(sample, data, scratch), False
+            return *samples.load(sample, data, scratch), sample
         except CorruptError as error:
             if samples.on_corrupt == "stop":
                 raise
             self._report(error)
         for other in part.source.order.replacements(part.epoch, int(part.positions[index])).tolist():
             try:
-                return *samples.load(other, scratch=scratch), True
+                return *samples.load(other, scratch=scratch), other
             except CorruptError as error:
                 self._report(error)
         raise CorruptError(

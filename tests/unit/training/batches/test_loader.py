@@ -65,6 +65,7 @@ def assert_whole(parts, whole):
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.draws for part in parts]), whole.draws)
     assert [text for part in parts for text in part.texts] == whole.texts
+    assert [int(each) for part in parts for each in part.numbers] == whole.numbers.tolist()
     assert [each for part in parts for each in ids(part)] == ids(whole)
     assert sum(part.num_quarantined for part in parts) == whole.num_quarantined
 
@@ -140,6 +141,11 @@ def test_quarantine_shows_others_of_the_block_and_counts(index, loader, capsys):
     ]
     assert [batch.num_quarantined for batch in shown] == replaced
     assert train.num_quarantined == 2 * 2  # two samples, two epochs
+    readable = SplitSamples(index, 36)
+    for made in shown:
+        assert made.numbers is not None
+        for number, text in zip(made.numbers.tolist(), made.texts, strict=True):
+            assert text in readable.texts(number)  # the number of the sample that is shown
     # The replacements are the same at another world size, without the cache, and when a run resumes.
     for world_size in (1, 2):
         samples = SplitSamples(index, 36, on_corrupt="quarantine", cache_bytes=0)

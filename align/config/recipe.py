@@ -104,6 +104,11 @@ class Recipe(Section):
     crop_scale: Annotated[tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=2)]], Field(strict=False)]
     phrase_dropout: float = Field(ge=0, le=1)
     sentence_share: float = Field(ge=0, le=1)
+    #: Of each batch, about so much are groups of samples with texts that are alike (`align.training.batches.alike`);
+    #: only in pre-training. Then the size of a group, and the mean size of the clusters that groups are cut from.
+    alike_share: float = Field(ge=0, le=1)
+    alike_group: int = Field(ge=2)
+    alike_cluster: int = Field(ge=2)
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     shard_weights: bool
@@ -242,6 +247,8 @@ class PretrainConfig(Recipe):
             return f"{self.section}.image_weights need model.image_tower: timm:NAME, whose weights they are"
         if self.text_weights is not None and "transformers" not in model.libraries:
             return f"{self.section}.text_weights need a model.text_tower of transformers: {{config: the folder's}}"
+        if self.alike_share and self.extra_shards:
+            return f"{self.section}.alike_share {self.alike_share} is of one source: extra_shards [], or alike_share 0"
         return super().against(model, num_nodes, num_processes)
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SENTENCE = 9
     CROP_SCALE = 11
     WORDS = 13
+    ALIKE = 12
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -27,6 +27,7 @@ from align.model.dual_encoder import DualEncoder, load_model
 from align.model.library_towers import require_size
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
+from align.training.batches.alike import Alike
 from align.training.batches.augmentation import Augmentation
 from align.training.batches.batch import one_ahead
 from align.training.batches.loader import TrainLoader
@@ -201,6 +202,7 @@ def _loader(
     plan: TrainingPlan, ranks: Ranks, model: DualEncoder, samples: SampleSources, tokenizer: TextTokenizer
 ) -> TrainLoader:
     recipe = plan.recipe
+    alike = recipe.alike_share and recipe.section == "pretrain"
     return TrainLoader(
         samples.mixed,
         Augmentation(
@@ -209,6 +211,7 @@ def _loader(
         ),
         seed=recipe.seed, batch_size=recipe.batch_size, rank=ranks.rank, world_size=ranks.world_size,
         pin=ranks.device.type == "cuda",
+        alike=Alike(recipe.alike_share, recipe.alike_group, recipe.alike_cluster) if alike else None,
     )  # fmt: skip
 
 

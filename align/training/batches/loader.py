@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from align.display.console import say
 from align.errors import ConfigError, CorruptError
 from align.statistics.randomness import Purpose, keyed_bits
+from align.training.batches.alike import Alike, AlikeOrder
 from align.training.batches.augmentation import Augmentation, Draws
 from align.training.batches.batch import Batch, Tokens
 from align.training.batches.order import MAX_REPLACEMENTS, SHUFFLE_BLOCK, BlockOrder, Mixture
@@ -83,24 +84,24 @@ class _Unfinished:
 class TrainLoader:
     """Prepares one rank's part of each global batch, from splits with their weights.
 
-    With `pin` batches lie in page-locked memory, from which a GPU copies while the host works. Raises ConfigError: a
-    split has fewer images than its share of one batch.
+    With `pin` batches lie in page-locked memory, from which a GPU copies while the host works; `alike`, of one split
+    alone, makes batches of groups. Raises ConfigError: a split has fewer images than its share of one batch.
 
     Attributes:
         wait_s: seconds that `batches` has kept its caller waiting.
         num_quarantined: rows so far in which another sample replaced an unreadable one, on this rank since it started.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # an experiment
         self, sources: Sequence[tuple[SplitSamples, float]], augmentation: Augmentation, *, seed: int, batch_size: int,
-        rank: int = 0, world_size: int = 1, pin: bool = False,
+        rank: int = 0, world_size: int = 1, pin: bool = False, alike: Alike | None = None,
     ) -> None:  # fmt: skip
         self._batch_size, self._augmentation, self._pin = batch_size, augmentation, pin
         share = batch_size // world_size
         self._share = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
         self._num_threads = torch.get_num_threads()
         self._mixture = Mixture(seed, [weight for _, weight in sources])
-        self._sources = _sources([samples for samples, _ in sources], self._mixture.shares, seed, batch_size)
+        self._sources = _sources([samples for samples, _ in sources], self._mixture.shares, seed, batch_size, alike)
         self.wait_s, self.num_quarantined = 0.0, 0
         self._reported: dict[str, CorruptError] = {}
 
@@ -200,7 +201,9 @@ class TrainLoader:
             say(f"quarantined; other samples replace those of this tar that cannot be read: {error}")
 
 
-def _sources(splits: Sequence[SplitSamples], shares: NDArray[np.float64], seed: int, batch_size: int) -> list[_Source]:
+def _sources(
+    splits: Sequence[SplitSamples], shares: NDArray[np.float64], seed: int, batch_size: int, alike: Alike | None
+) -> list[_Source]:
     # Each source has its own random numbers; the first one's are those of a run without others.
     bits = keyed_bits(seed, 0, Purpose.MIXTURE, np.arange(len(splits), dtype=np.int64), 1)[:, 0] >> np.uint64(33)
     sources = []
@@ -212,5 +215,9 @@ def _sources(splits: Sequence[SplitSamples], shares: NDArray[np.float64], seed: 
             )
         # Where several are mixed, no batch ends with an epoch, so none is incomplete.
         whole = samples.num_images // batch_size * batch_size if len(splits) == 1 else samples.num_images
-        sources.append(_Source(samples, own, BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK), whole))
+        order = (
+            BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK) if alike is None
+            else AlikeOrder.of(own, samples, batch_size, alike)
+        )  # fmt: skip
+        sources.append(_Source(samples, own, order, whole))
     return sources

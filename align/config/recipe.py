@@ -96,6 +96,8 @@ class Recipe(Section):
     crop_scale: Annotated[tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=2)]], Field(strict=False)]
     phrase_dropout: float = Field(ge=0, le=1)
     sentence_share: float = Field(ge=0, le=1)
+    #: An n-gram that more samples hold makes them rarer (`align.training.batches.balance`); fine-tuning ignores it.
+    text_balance: float | None = Field(gt=0)
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     shard_weights: bool

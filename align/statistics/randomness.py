@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     REPLACEMENT = 8
     SENTENCE = 9
     CROP_SCALE = 11
+    BALANCE = 14
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

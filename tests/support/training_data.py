@@ -34,6 +34,7 @@ RECIPE = {
     "compile": False,
     "phrase_dropout": 0.0,
     "sentence_share": 0.0,
+    "text_balance": None,
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
     "num_threads": 1, "max_pairs": None, "extra_shards": [],

@@ -23,6 +23,7 @@ from align.display.console import say
 from align.errors import ConfigError, CorruptError
 from align.statistics.randomness import Purpose, keyed_bits
 from align.training.batches.augmentation import Augmentation, Draws
+from align.training.batches.balance import BalancedOrder
 from align.training.batches.batch import Batch, Tokens
 from align.training.batches.order import MAX_REPLACEMENTS, SHUFFLE_BLOCK, BlockOrder, Mixture
 from align.training.batches.samples import SplitSamples
@@ -39,7 +40,7 @@ class _Source:
 
     samples: SplitSamples
     seed: int
-    order: BlockOrder
+    order: BlockOrder | BalancedOrder
     epoch_images: int
 
 
@@ -83,7 +84,7 @@ class TrainLoader:
     """Prepares one rank's part of each global batch, from splits with their weights.
 
     With `pin` batches lie in page-locked memory, from which a GPU copies while the host works. Raises ConfigError: a
-    split has fewer images than its share of one batch.
+    split has fewer images than its share of one batch, or too many for its `text_balance`.
 
     Attributes:
         wait_s: seconds that `batches` has kept its caller waiting.
@@ -210,5 +211,9 @@ def _sources(splits: Sequence[SplitSamples], shares: NDArray[np.float64], seed: 
             )
         # Where several are mixed, no batch ends with an epoch, so none is incomplete.
         whole = samples.num_images // batch_size * batch_size if len(splits) == 1 else samples.num_images
-        sources.append(_Source(samples, own, BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK), whole))
+        order = (
+            BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK) if samples.text_balance is None
+            else BalancedOrder.of(own, samples, samples.text_balance)
+        )  # fmt: skip
+        sources.append(_Source(samples, own, order, whole))
     return sources

@@ -109,6 +109,8 @@ class Recipe(Section):
     alike_share: float = Field(ge=0, le=1)
     alike_group: int = Field(ge=2)
     alike_cluster: int = Field(ge=2)
+    #: An n-gram that more samples hold makes them rarer (`align.training.batches.balance`); fine-tuning ignores it.
+    text_balance: float | None = Field(gt=0)
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     shard_weights: bool

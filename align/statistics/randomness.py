@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     CROP_SCALE = 11
     WORDS = 13
     ALIKE = 12
+    BALANCE = 14
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -147,6 +147,8 @@ class TrainingPlan:
         recipe, data, tars = self.recipe, self.data, self.infrastructure.tars
         samples = partial(SplitSamples, resize_px=self.model.resize_px, store=tars, patience_s=STORE_PATIENCE_S)
         mixed = [samples(index, on_corrupt=recipe.on_corrupt_shard) for index in (data.train, *data.extra)]
+        for split in mixed:
+            split.text_balance = recipe.text_balance if recipe.section == "pretrain" else None
         weights = [1.0, *(more.weight for more in recipe.extra_shards)]
         val = samples(data.val) if data.val.num_images else None
         return SampleSources(mixed[0], val, [*zip(mixed, weights, strict=True)])

@@ -37,6 +37,7 @@ RECIPE = {
     "sentence_share": 0.0,
     "words_steps": 0, "words_min_count": 2, "words_loss": "binary",
     "alike_share": 0, "alike_group": 2, "alike_cluster": 4,
+    "text_balance": None,
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
     "num_threads": 1, "max_pairs": None, "extra_shards": [],

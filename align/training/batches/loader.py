@@ -24,6 +24,7 @@ from align.errors import ConfigError, CorruptError
 from align.statistics.randomness import Purpose, keyed_bits
 from align.training.batches.alike import Alike, AlikeOrder
 from align.training.batches.augmentation import Augmentation, Draws
+from align.training.batches.balance import BalancedOrder
 from align.training.batches.batch import Batch, Tokens
 from align.training.batches.order import MAX_REPLACEMENTS, SHUFFLE_BLOCK, BlockOrder, Mixture
 from align.training.batches.samples import SplitSamples
@@ -40,7 +41,7 @@ class _Source:
 
     samples: SplitSamples
     seed: int
-    order: BlockOrder
+    order: BlockOrder | BalancedOrder
     epoch_images: int
 
 
@@ -85,7 +86,8 @@ class TrainLoader:
     """Prepares one rank's part of each global batch, from splits with their weights.
 
     With `pin` batches lie in page-locked memory, from which a GPU copies while the host works; `alike`, of one split
-    alone, makes batches of groups. Raises ConfigError: a split has fewer images than its share of one batch.
+    alone, makes batches of groups. Raises ConfigError: a split has fewer images than its share of one batch, or too
+    many for its `text_balance`.
 
     Attributes:
         wait_s: seconds that `batches` has kept its caller waiting.
@@ -215,9 +217,11 @@ def _sources(
             )
         # Where several are mixed, no batch ends with an epoch, so none is incomplete.
         whole = samples.num_images // batch_size * batch_size if len(splits) == 1 else samples.num_images
-        order = (
-            BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK) if alike is None
-            else AlikeOrder.of(own, samples, batch_size, alike)
-        )  # fmt: skip
+        if alike is not None:
+            order: BlockOrder | AlikeOrder | BalancedOrder = AlikeOrder.of(own, samples, batch_size, alike)
+        elif samples.text_balance is not None:
+            order = BalancedOrder.of(own, samples, samples.text_balance)
+        else:
+            order = BlockOrder(own, samples.index.counts, SHUFFLE_BLOCK)
         sources.append(_Source(samples, own, order, whole))
     return sources

@@ -57,6 +57,9 @@ class SplitSamples:
         store, patience_s: has tars that are no files; how long reads are retried while it is unavailable.
         on_corrupt: "quarantine" replaces samples that cannot be read by others, as it is with tars that are given.
         cache_bytes: decoded images are kept if they all fit.
+
+    Attributes:
+        text_balance: whether training shows samples as `BalancedOrder` says, by this threshold; None: all alike.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class SplitSamples:
         on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
     ) -> None:  # fmt: skip
         self.index, self.resize_px, self.num_images = index, resize_px, index.num_images
+        self.text_balance: float | None = None
         self.on_corrupt = "quarantine" if index.given else on_corrupt  # nothing has decoded their pictures before
         self._any_remote = any(map(is_remote, index.shards))
         self.tars = TarBytes(store, patience_s)

@@ -50,7 +50,12 @@ def stage(data, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("stop", "more"),
-    [(2, {}), (4, {"optimiser": "muon", "crop_scale": [0.8, 1.2]}), (4, {"max_pairs": 31})],  # of 48 pairs
+    [
+        (2, {}),
+        (4, {"optimiser": "muon", "crop_scale": [0.8, 1.2]}),
+        (4, {"max_pairs": 31}),  # of 48 pairs
+        (4, {"text_balance": 1.0}),
+    ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(data, stage, tmp_path, stop, more):
     recipe = pretrain_config(**more)
